@@ -1,0 +1,42 @@
+// Loading a device state into an empty, pre-started VM (DESIGN step 6).
+// `-incoming defer` + migrate-incoming; QEMU listens on the incoming socket from then on and reads when somebody connects.
+
+import type { QemuProcess } from './qemu-process.ts';
+import { connectUnix } from './unix-socket.ts';
+import { SnowflockError } from '@snowflock/protocol';
+import { within } from './deadline.ts';
+
+const LOAD_TIMEOUT_MS = 20_000;
+
+/** Makes QEMU listen for its device state; part of pre-starting. */
+export async function expectDeviceState(vm: QemuProcess): Promise<void> {
+  await vm.qmp.executeAll([
+    {
+      execute: 'migrate-set-capabilities',
+      arguments: { capabilities: [{ capability: 'events', state: true }] },
+    },
+    { execute: 'migrate-incoming', arguments: { uri: `unix:${vm.spec.paths.incoming}` } },
+  ]);
+}
+
+/** Feeds the device state; resolves when it is loaded and the VM could go on. The VM stays paused. */
+export async function loadDeviceState(vm: QemuProcess, deviceState: Buffer): Promise<void> {
+  const loaded = new Promise<void>((resolve, reject) => {
+    const onEvent = (name: string, data: Record<string, unknown>): void => {
+      if (name !== 'MIGRATION') return;
+      if (data['status'] === 'completed') resolve();
+      if (data['status'] === 'failed')
+        reject(new SnowflockError('vm-failed', `VM ${vm.spec.name}: QEMU refused the device state`));
+    };
+    vm.qmp.on('event', onEvent);
+    void vm.ended.then((end) => reject(new SnowflockError('vm-failed', end.reason)));
+  });
+  const socket = await connectUnix(vm.spec.paths.incoming, {
+    timeoutMs: LOAD_TIMEOUT_MS,
+    gone: vm.ended,
+    what: 'device state',
+  });
+  socket.on('error', () => socket.destroy());
+  socket.end(deviceState);
+  await within(loaded, LOAD_TIMEOUT_MS, `loading the device state of VM ${vm.spec.name}`);
+}

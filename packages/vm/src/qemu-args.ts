@@ -1,0 +1,108 @@
+// The QEMU command line of a SnowFlock VM, as a pure function. Master VM and clone differ only in where their RAM lies,
+// in what boots, and in waiting for an incoming device state; every device is the same, in the same order, or the
+// device state of one would not load in the other.
+
+export type Accel = 'kvm' | 'tcg';
+
+/** Fixed geometry, so that QEMU does not read a disk's first sector to guess it while nobody can serve that sector yet. */
+const DISK_GEOMETRY = 'cyls=1024,heads=16,secs=63';
+/** Cap on the translation cache of TCG: each VM has its own, and it is never shared with clones. */
+const TCG_CACHE_MIB = 128;
+
+/** Paths of one VM's run directory; short, because unix socket paths may have 107 bytes. */
+export interface VmPaths {
+  readonly directory: string;
+  readonly qmp: string;
+  readonly agent: string;
+  readonly console: string;
+  readonly consoleLog: string;
+  readonly fork: string;
+  readonly incoming: string;
+  readonly deviceState: string;
+  readonly stderr: string;
+  readonly pid: string;
+}
+
+export function vmPaths(directory: string): VmPaths {
+  const at = (name: string): string => `${directory}/${name}`;
+  return {
+    directory,
+    qmp: at('qmp'),
+    agent: at('agent'),
+    console: at('con'),
+    consoleLog: at('console.log'),
+    fork: at('fork'),
+    incoming: at('in'),
+    deviceState: at('device.state'),
+    stderr: at('qemu.log'),
+    pid: at('pid'),
+  };
+}
+
+export type VmOrigin =
+  /** Boots a kernel; RAM is anonymous memory with huge pages, cheap to fork. */
+  | { readonly kind: 'boot'; readonly kernel: string; readonly initrd: string; readonly append: string }
+  /** Waits for a device state; RAM is a private mapping of a file that a memtap serves. */
+  | { readonly kind: 'clone'; readonly ramFile: string };
+
+export interface VmSpec {
+  readonly name: string;
+  readonly accel: Accel;
+  readonly vcpus: number;
+  readonly memoryMib: number;
+  readonly paths: VmPaths;
+  readonly origin: VmOrigin;
+  /** The VM's writable qcow2 overlay and the read-only backing it lies on. */
+  readonly disk: { readonly overlay: string; readonly backing: string; readonly backingFormat: 'raw' | 'qcow2' } | null;
+  readonly nic: { readonly tap: string; readonly mac: string; readonly mtu: number } | null;
+}
+
+/** Node name of the disk that a VM starts with; later overlays of a master VM count on from it. */
+export function diskNode(generation: number): string {
+  return `disk${generation}`;
+}
+
+function diskArgs(disk: NonNullable<VmSpec['disk']>): string[] {
+  // no-flush: a VM's overlay lives only as long as its host keeps running, so nothing is gained by making it wait for the platter.
+  const node = {
+    driver: 'qcow2',
+    'node-name': diskNode(0),
+    cache: { direct: false, 'no-flush': true },
+    discard: 'unmap',
+    file: { driver: 'file', filename: disk.overlay, cache: { direct: false, 'no-flush': true } },
+    backing: { driver: disk.backingFormat, 'read-only': true, file: { driver: 'file', filename: disk.backing } },
+  };
+  return ['-blockdev', JSON.stringify(node), '-device', `virtio-blk-pci,drive=${diskNode(0)},${DISK_GEOMETRY}`];
+}
+
+export function buildQemuArgs(spec: VmSpec): string[] {
+  const size = `${spec.memoryMib}M`;
+  const machine = 'q35,suppress-vmdesc=on,memory-backend=ram,mem-merge=off,hpet=off,vmport=off,smm=off,sata=off,smbus=off,usb=off';
+  const args = ['-name', spec.name, '-machine', machine];
+  if (spec.accel === 'kvm') args.push('-accel', 'kvm', '-cpu', 'host,-arch-capabilities');
+  else args.push('-accel', `tcg,thread=multi,tb-size=${TCG_CACHE_MIB}`, '-cpu', 'max');
+  args.push('-smp', String(spec.vcpus), '-m', size, '-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot');
+  args.push('-rtc', 'base=utc,clock=host', '-global', 'migration.send-configuration=off');
+  args.push(
+    '-object',
+    spec.origin.kind === 'boot'
+      ? `memory-backend-ram,id=ram,size=${size}`
+      : `memory-backend-file,id=ram,size=${size},share=off,mem-path=${spec.origin.ramFile}`,
+  );
+  args.push('-chardev', `socket,id=console,path=${spec.paths.console},server=on,wait=off,logfile=${spec.paths.consoleLog},logappend=on`);
+  args.push('-serial', 'chardev:console');
+  args.push('-device', 'virtio-serial-pci,id=vs0');
+  args.push('-chardev', `socket,id=agent,path=${spec.paths.agent},server=on,wait=off`);
+  args.push('-device', 'virtserialport,chardev=agent,name=snowflock,nr=1');
+  args.push('-device', 'virtio-balloon-pci,free-page-reporting=on');
+  if (spec.nic) {
+    args.push('-netdev', `tap,id=net0,ifname=${spec.nic.tap},script=no,downscript=no`);
+    args.push('-device', `virtio-net-pci,netdev=net0,mac=${spec.nic.mac},host_mtu=${spec.nic.mtu},romfile=`);
+  }
+  if (spec.disk) args.push(...diskArgs(spec.disk));
+  args.push('-qmp', `unix:${spec.paths.qmp},server=on,wait=off`);
+  if (spec.origin.kind === 'boot')
+    args.push('-kernel', spec.origin.kernel, '-initrd', spec.origin.initrd, '-append', spec.origin.append);
+  else args.push('-S', '-incoming', 'defer');
+  return args;
+}
