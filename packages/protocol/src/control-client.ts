@@ -123,7 +123,7 @@ export class ControlClient implements Disposable {
             ),
           );
         }
-        (socket as Socket).setTimeout(0);
+        socket.setTimeout(0);
         if (head.length > 0) socket.unshift(head);
         resolve(socket);
       });
