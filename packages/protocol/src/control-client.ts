@@ -9,7 +9,7 @@
 
 import * as http from 'node:http';
 import * as https from 'node:https';
-import { isIP, type Socket } from 'node:net';
+import { isIP } from 'node:net';
 import type { Duplex } from 'node:stream';
 import * as tls from 'node:tls';
 import { z } from 'zod';
