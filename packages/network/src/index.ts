@@ -1,0 +1,4 @@
+export * from './cluster-network.ts';
+export * from './commands.ts';
+export * from './names.ts';
+export * from './run.ts';
