@@ -167,6 +167,7 @@ export const SystemState = z.object({
     z.object({
       host: hostName,
       address: z.string().nullable(),
+      sfldPort: port.nullable(),
       up: z.boolean(),
       accel: z.enum(['kvm', 'tcg']).nullable(),
       cpus: z.int(),
@@ -194,8 +195,6 @@ export const ForkRecord = z.object({
   redeemMs: z.number(),
   holdMs: z.number(),
   pauseMs: z.number(),
-  stopMs: z.number(),
-  diskMs: z.number(),
   saveMs: z.number(),
   forkMs: z.number(),
   contMs: z.number(),
@@ -204,6 +203,7 @@ export const ForkRecord = z.object({
   presentPages: z.int(),
   ramBytes: z.number(),
   totalMs: z.number(),
+  memserverPid: z.int(),
 });
 export type ForkRecord = z.infer<typeof ForkRecord>;
 
