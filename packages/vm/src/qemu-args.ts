@@ -40,6 +40,8 @@ export function vmPaths(directory: string): VmPaths {
 }
 
 export type VmOrigin =
+  /** Runs the firmware and nothing else; what the fork is tested with. */
+  | { readonly kind: 'firmware' }
   /** Boots a kernel; RAM is anonymous memory with huge pages, cheap to fork. */
   | { readonly kind: 'boot'; readonly kernel: string; readonly initrd: string; readonly append: string }
   /** Waits for a device state; RAM is a private mapping of a file that a memtap serves. */
@@ -52,6 +54,8 @@ export interface VmSpec {
   readonly memoryMib: number;
   readonly paths: VmPaths;
   readonly origin: VmOrigin;
+  /** In place of QEMU's own; a clone needs the same as its parent. */
+  readonly firmware?: string;
   /** The VM's writable qcow2 overlay and the read-only backing it lies on. */
   readonly disk: { readonly overlay: string; readonly backing: string; readonly backingFormat: 'raw' | 'qcow2' } | null;
   readonly nic: { readonly tap: string; readonly mac: string; readonly mtu: number } | null;
@@ -85,9 +89,9 @@ export function buildQemuArgs(spec: VmSpec): string[] {
   args.push('-rtc', 'base=utc,clock=host', '-global', 'migration.send-configuration=off');
   args.push(
     '-object',
-    spec.origin.kind === 'boot'
-      ? `memory-backend-ram,id=ram,size=${size}`
-      : `memory-backend-file,id=ram,size=${size},share=off,mem-path=${spec.origin.ramFile}`,
+    spec.origin.kind === 'clone'
+      ? `memory-backend-file,id=ram,size=${size},share=off,mem-path=${spec.origin.ramFile}`
+      : `memory-backend-ram,id=ram,size=${size}`,
   );
   args.push('-chardev', `socket,id=console,path=${spec.paths.console},server=on,wait=off,logfile=${spec.paths.consoleLog},logappend=on`);
   args.push('-serial', 'chardev:console');
@@ -101,8 +105,20 @@ export function buildQemuArgs(spec: VmSpec): string[] {
   }
   if (spec.disk) args.push(...diskArgs(spec.disk));
   args.push('-qmp', `unix:${spec.paths.qmp},server=on,wait=off`);
-  if (spec.origin.kind === 'boot')
-    args.push('-kernel', spec.origin.kernel, '-initrd', spec.origin.initrd, '-append', spec.origin.append);
-  else args.push('-S', '-incoming', 'defer');
+  if (spec.firmware !== undefined) args.push('-bios', spec.firmware);
+  args.push(...originArgs(spec.origin));
   return args;
+}
+
+function originArgs(origin: VmOrigin): string[] {
+  switch (origin.kind) {
+    case 'boot':
+      return ['-kernel', origin.kernel, '-initrd', origin.initrd, '-append', origin.append];
+    case 'firmware':
+      return [];
+    case 'clone':
+      return ['-S', '-incoming', 'defer'];
+    default:
+      return origin satisfies never;
+  }
 }

@@ -8,12 +8,14 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { SnowflockError } from '@snowflock/protocol';
+import { sleep } from './deadline.ts';
 import { ForkControl } from './fork-control.ts';
 import { buildQemuArgs, type VmSpec } from './qemu-args.ts';
 import { Qmp } from './qmp.ts';
 
 /** QEMU needs about 55 ms to its QMP socket; a loaded host may need much longer. */
 const START_TIMEOUT_MS = 20_000;
+const EXIT_GRACE_MS = 500;
 const STDERR_TAIL_BYTES = 1_000;
 
 export interface VmEnd {
@@ -43,13 +45,14 @@ export class QemuProcess {
     this.ended = parts.ended;
   }
 
-  static async start(spec: VmSpec, options: { forkShim: string; qemu?: string }): Promise<QemuProcess> {
+  static async start(spec: VmSpec, options: { forkShim: string; env?: Record<string, string> }): Promise<QemuProcess> {
     mkdirSync(spec.paths.directory, { recursive: true, mode: 0o700 });
     const log = openSync(spec.paths.stderr, 'a', 0o600);
-    const child = spawn(options.qemu ?? 'qemu-system-x86_64', buildQemuArgs(spec), {
+    const child = spawn('qemu-system-x86_64', buildQemuArgs(spec), {
       detached: true,
       stdio: ['ignore', log, log],
       env: {
+        ...options.env,
         PATH: process.env['PATH'] ?? '/usr/bin:/bin',
         LD_PRELOAD: options.forkShim,
         SNOWFLOCK_FORK_SOCKET: spec.paths.fork,
@@ -68,7 +71,8 @@ export class QemuProcess {
       ]);
       return new QemuProcess(spec, { child, pid: child.pid, qmp, forkControl, ended });
     } catch (error) {
-      const died = child.exitCode !== null || child.signalCode !== null;
+      // A QEMU that refuses its arguments closes its sockets a moment before it is gone.
+      const died = await Promise.race([ended.then(() => true), sleep(EXIT_GRACE_MS).then(() => false)]);
       child.kill('SIGKILL');
       const end = await ended;
       throw died ? new SnowflockError('vm-failed', end.reason, { cause: error }) : error;

@@ -1,0 +1,187 @@
+// The clones of one ticket on this host, and the memtap that serves them all.
+//
+//   preparing ──▶ prepared ──launch──▶ running ──dispose──▶ gone
+//
+// Invariant: the memtap outlives its clones; a clone that ends is reported to sfmd exactly once.
+
+import { mkdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  formatVmRef,
+  NoReply,
+  SnowflockError,
+  toSnowflockError,
+  type CloneRecord,
+  type Descriptor,
+  type LaunchReply,
+  type PrepareClones,
+  type VmEnded,
+} from '@snowflock/protocol';
+import { cleanupMount, MemtapProcess } from '@snowflock/replication';
+import { bootSource } from './boot-source.ts';
+import { CloneVm } from './clone-vm.ts';
+import { ticketDirectory, type HostContext } from './context.ts';
+
+const REPORT_TIMEOUT_MS = 10_000;
+/** QEMUs started at a time: each is a burst of CPU, and more at once than this only slows the first ones. */
+const STARTS_AT_ONCE = 4;
+
+export class CloneGroup implements AsyncDisposable {
+  readonly ticket: string;
+  readonly clusterid: number;
+  readonly clones = new Map<number, CloneVm>();
+  readonly #context: HostContext;
+  readonly #request: PrepareClones;
+  readonly #directory: string;
+  readonly #prepared: Promise<void>;
+  readonly #failures = new Map<number, string>();
+  #memtap: MemtapProcess | null = null;
+  #sourceLost: string | null = null;
+  #disposed = false;
+
+  constructor(context: HostContext, request: PrepareClones) {
+    this.#context = context;
+    this.#request = request;
+    this.ticket = request.ticket;
+    this.clusterid = request.clusterid;
+    this.#directory = join(context.runDir, 't', ticketDirectory(request.ticket));
+    this.#prepared = this.#prepare();
+    this.#prepared.catch(() => undefined); // reported at launch
+  }
+
+  /** Resolves when every clone waits for its descriptor (or has failed to get there, which launch reports). */
+  prepared(): Promise<void> {
+    return this.#prepared;
+  }
+
+  async launch(descriptor: Descriptor): Promise<LaunchReply> {
+    await this.#prepared;
+    const memtap = this.#memtap;
+    if (!memtap) throw new SnowflockError('internal', `ticket ${this.ticket} has no memtap`);
+    const { source } = descriptor.header;
+    await memtap.attach({
+      sources: [{ address: source.address, port: source.port }],
+      keyHex: source.keyHex,
+      presence: descriptor.presence,
+    });
+    const results = this.#request.clones.map(async ({ vmid }) => {
+      const clone = this.clones.get(vmid);
+      if (!clone) return { vmid, ok: false, reason: this.#failures.get(vmid) ?? 'it was never prepared' };
+      try {
+        await clone.launch(descriptor);
+        return { vmid, ok: true };
+      } catch (thrown) {
+        const reason = this.#sourceLost ?? toSnowflockError(thrown).message;
+        this.#context.log.warn({ clusterid: this.clusterid, vmid, ticket: this.ticket, reason }, 'clone failed to start');
+        clone.status = 'lost';
+        await this.#remove(clone);
+        return { vmid, ok: false, reason };
+      }
+    });
+    return { clones: await Promise.all(results) };
+  }
+
+  async records(): Promise<CloneRecord[]> {
+    let replication: Record<string, unknown> | null = null;
+    try {
+      replication = (await this.#memtap?.stats()) ?? null;
+    } catch (error) {
+      this.#context.log.debug({ ticket: this.ticket, err: error }, 'the memtap gave no figures');
+    }
+    return [...this.clones.values()].map((clone) => ({ ...clone.record(), replication }));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#disposed = true;
+    await Promise.allSettled([this.#prepared]);
+    await Promise.all([...this.clones.values()].map((clone) => this.#remove(clone)));
+    await this.#memtap?.[Symbol.asyncDispose]();
+    await cleanupMount(join(this.#directory, 'm'));
+    await rm(this.#directory, { recursive: true, force: true });
+    await this.#context.networks.release(this.clusterid);
+  }
+
+  async #prepare(): Promise<void> {
+    const network = await this.#context.networks.acquire(this.clusterid);
+    const { shape, clones } = this.#request;
+    const mount = join(this.#directory, 'm');
+    await mkdir(mount, { recursive: true, mode: 0o700 });
+    const diskBytes = (await bootSource(shape)).disk?.sizeBytes ?? 0;
+    const [memtap] = await Promise.all([
+      MemtapProcess.start({
+        control: join(this.#directory, 'ctl'),
+        mount,
+        ramBytes: shape.memoryMib * 2 ** 20,
+        diskBytes,
+        logFile: join(this.#context.runDir, 'memtap.log'),
+      }),
+      network.addTaps(clones),
+    ]);
+    this.#memtap = memtap;
+    memtap.on('source-lost', (reason: string) => this.#onSourceLost(reason));
+    void memtap.exited.then(() => this.#onSourceLost('its memtap ended'));
+    const waiting = [...clones];
+    const starter = async (): Promise<void> => {
+      for (let next = waiting.shift(); next && !this.#disposed; next = waiting.shift()) {
+        const { vmid, vcpus } = next;
+        try {
+          const clone = await CloneVm.prepare(this.#context, {
+            ref: { clusterid: this.clusterid, vmid },
+            ticket: this.ticket,
+            shape,
+            vcpus,
+            ramFile: join(mount, 'ram'),
+            diskFile: diskBytes > 0 ? join(mount, 'disk') : null,
+            diskBytes,
+            network,
+          });
+          this.clones.set(vmid, clone);
+          void clone.ended.then((end) => this.#onEnd(clone, end.exitCode === 0 ? 'powered-off' : 'lost', end.reason));
+        } catch (thrown) {
+          this.#failures.set(vmid, toSnowflockError(thrown).message);
+        }
+      }
+    };
+    await Promise.all(Array.from({ length: STARTS_AT_ONCE }, starter));
+  }
+
+  #onSourceLost(reason: string): void {
+    if (this.#disposed || this.#sourceLost !== null) return;
+    this.#sourceLost = `the parent's memory can no longer be fetched: ${reason}`;
+    this.#context.log.error({ clusterid: this.clusterid, ticket: this.ticket, reason }, 'source lost; its clones end');
+    for (const clone of this.clones.values()) void clone[Symbol.asyncDispose]();
+  }
+
+  /** A clone ended by itself, by ic_exit, or with its source: frees what it held here and tells sfmd. */
+  async #onEnd(clone: CloneVm, how: VmEnded['how'], reason: string): Promise<void> {
+    const launched = clone.status === 'running';
+    if (this.#disposed || !this.clones.has(clone.ref.vmid)) return;
+    if (!launched) {
+      // Not redeemed yet, or launch() reports it.
+      this.#failures.set(clone.ref.vmid, reason);
+      if (clone.status === 'preparing') await this.#remove(clone);
+      return;
+    }
+    const ended: VmEnded = clone.exitCalled
+      ? { how: 'exited', reason: 'ic_exit' }
+      : { how: this.#sourceLost === null ? how : 'lost', reason: this.#sourceLost ?? reason };
+    clone.status = ended.how === 'lost' ? 'lost' : 'exited';
+    await this.#remove(clone);
+    try {
+      await this.#context.masterDaemon.request({
+        method: 'POST',
+        path: `/v1/clusters/${this.clusterid}/vms/${clone.ref.vmid}/ended`,
+        body: ended,
+        reply: NoReply,
+        timeoutMs: REPORT_TIMEOUT_MS,
+      });
+    } catch (error) {
+      this.#context.log.error({ vm: formatVmRef(clone.ref), err: error }, 'sfmd could not be told of the end of a clone');
+    }
+  }
+
+  async #remove(clone: CloneVm): Promise<void> {
+    this.clones.delete(clone.ref.vmid);
+    await clone[Symbol.asyncDispose]();
+  }
+}
