@@ -1,0 +1,19 @@
+#include "probe.h"
+
+#include <stdio.h>
+#include <string.h>
+
+int main(int argc, char **argv)
+{
+	const char *slash = strrchr(argv[0], '/'), *name = slash ? slash + 1 : argv[0];
+	if (!strcmp(name, "sfgap"))
+		return sfgap(argc, argv);
+	if (!strcmp(name, "sftouch"))
+		return sftouch(argc, argv);
+	if (!strcmp(name, "sfmemtest"))
+		return sfmemtest(argc, argv);
+	if (!strcmp(name, "sfrandom"))
+		return sfrandom(argc, argv);
+	fprintf(stderr, "%s: call it as sfgap, sftouch, sfmemtest or sfrandom\n", name);
+	return 2;
+}

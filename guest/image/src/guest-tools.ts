@@ -1,0 +1,47 @@
+// The guest's own programs: built from guest/c, and where each goes in an image.
+
+import { createHash } from 'node:crypto';
+import { readdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { run } from './command.ts';
+
+export const GUEST_DIRECTORY = join(import.meta.dirname, '../..');
+
+export const COMMANDS = ['sfdotix', 'sfdoclone', 'sfclone', 'sfmerge', 'sfshutdown'] as const;
+export const PROBES = ['sfgap', 'sftouch', 'sfmemtest', 'sfrandom'] as const;
+
+/** Files both images share: built file to place in the guest. */
+export const GUEST_PROGRAMS = [
+  ['sfagent', 'usr/sbin/sfagent'],
+  ['sfcmd', 'usr/bin/sfcmd'],
+  ['sfprobe', 'usr/lib/snowflock/sfprobe'],
+] as const;
+
+/** Links both images share: place in the guest to target. */
+export const GUEST_LINKS: readonly (readonly [string, string])[] = [
+  ...COMMANDS.map((name) => [`usr/bin/${name}`, 'sfcmd'] as const),
+  ...PROBES.map((name) => [`usr/lib/snowflock/${name}`, 'sfprobe'] as const),
+];
+
+/** Compiles into `output`. */
+export async function buildGuestTools(output: string, signal: AbortSignal | undefined): Promise<void> {
+  await run('make', ['-s', '-C', join(GUEST_DIRECTORY, 'c'), '-j4', `O=${output}`, 'all'], { signal });
+}
+
+/** A hash of everything an image is made of that lies in this repository: guest sources and this builder with its recipes. */
+export async function hashSources(): Promise<string> {
+  const hash = createHash('sha256');
+  for (const part of ['c', 'python', 'image/src']) {
+    const root = join(GUEST_DIRECTORY, part);
+    const files = (await readdir(root, { recursive: true, withFileTypes: true }))
+      .filter((entry) => entry.isFile() && /\.(c|h|py|ts)$|^Makefile$/.test(entry.name))
+      .map((entry) => join(entry.parentPath, entry.name))
+      .filter((path) => !path.includes('/build/'))
+      .sort();
+    for (const path of files) {
+      hash.update(`${path.slice(GUEST_DIRECTORY.length)}\0`);
+      hash.update(await readFile(path));
+    }
+  }
+  return hash.digest('hex').slice(0, 16);
+}

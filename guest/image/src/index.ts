@@ -1,0 +1,5 @@
+// Images that SnowFlock VMs start from: recipes, builder, store. docs/images.md.
+
+export { buildImage, type BuildOptions } from './build.ts';
+export { IMAGE_NAMES, type ImageDisk, type ImageManifest, type ImageName } from './manifest.ts';
+export { findImage, listImages, storeDirectory } from './store.ts';

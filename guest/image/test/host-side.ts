@@ -1,0 +1,143 @@
+// sfld's end of the guest channel, played by a test.
+
+import type { Socket } from 'node:net';
+import {
+  encodeGuestFrame,
+  encodeIdentity,
+  GuestFrameDecoder,
+  GuestFrameType,
+  type GuestFrame,
+  type GuestIdentity,
+} from '@snowflock/protocol';
+
+export type FrameName = keyof typeof GuestFrameType;
+
+export interface ExecResult {
+  readonly status: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+const BOOT_IDENTITY: GuestIdentity = {
+  clusterid: 7,
+  vmid: 0,
+  nclones: 0,
+  hostname: 'master',
+  ip: '10.0.0.1',
+  prefix: 24,
+  mac: '52:54:00:00:00:01',
+  mtu: 1400,
+  timeNs: 0n,
+  entropy: Buffer.alloc(64, 1),
+};
+
+export function testIdentity(changes: Partial<GuestIdentity> = {}): string {
+  return encodeIdentity({ ...BOOT_IDENTITY, timeNs: BigInt(Date.now()) * 1_000_000n, ...changes });
+}
+
+export class HostSide {
+  readonly socket: Socket;
+  readonly #decoder = new GuestFrameDecoder();
+  readonly #frames: GuestFrame[] = [];
+  #wake: (() => void) | undefined;
+  #session = 1;
+
+  constructor(socket: Socket) {
+    this.socket = socket;
+    socket.on('data', (chunk: Buffer) => {
+      this.#frames.push(...this.#decoder.push(chunk));
+      this.#wake?.();
+    });
+    socket.on('error', () => this.#wake?.());
+  }
+
+  send(type: FrameName, id: number, payload?: Buffer | string): void {
+    this.socket.write(encodeGuestFrame({ type: GuestFrameType[type], id, ...(payload !== undefined && { payload }) }));
+  }
+
+  /** Takes the first waiting frame of that type (and id), waiting for it if need be; others stay. */
+  async next(type: FrameName, timeoutMs = 5000, id?: number): Promise<GuestFrame> {
+    const end = Date.now() + timeoutMs;
+    for (;;) {
+      const at = this.#frames.findIndex((f) => f.type === GuestFrameType[type] && (id === undefined || f.id === id));
+      if (at >= 0) return this.#frames.splice(at, 1)[0]!;
+      const left = end - Date.now();
+      if (left <= 0) throw new Error(`no ${type} frame within ${timeoutMs} ms; waiting: ${this.#frames.map((f) => f.type).join(' ')}`);
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, left);
+        this.#wake = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
+    }
+  }
+
+  /** Frames of that type that have come and were not taken. */
+  waiting(type: FrameName): number {
+    return this.#frames.filter((f) => f.type === GuestFrameType[type]).length;
+  }
+
+  async nextCall(timeoutMs = 5000): Promise<{ id: number; text: string }> {
+    const frame = await this.next('call', timeoutMs);
+    return { id: frame.id, text: frame.payload.toString() };
+  }
+
+  startExec(argv: readonly string[]): number {
+    const id = this.#session++;
+    this.send('execStart', id, argv.map((arg) => `${arg}\0`).join(''));
+    return id;
+  }
+
+  /** Collects what a session writes, granting credit, until it exits. */
+  async finishExec(id: number, timeoutMs = 20_000): Promise<ExecResult> {
+    const out: Buffer[][] = [[], [], []];
+    for (;;) {
+      const frame = await Promise.any([this.#sessionFrame(id, timeoutMs)]);
+      if (frame.type === GuestFrameType.execExit)
+        return {
+          status: frame.payload.readInt32LE(0),
+          stdout: Buffer.concat(out[1]!).toString(),
+          stderr: Buffer.concat(out[2]!).toString(),
+        };
+      const data = frame.payload.subarray(1);
+      out[frame.payload[0]!]!.push(data);
+      if (data.length > 0) this.grant(id, data.length);
+    }
+  }
+
+  grant(id: number, bytes: number): void {
+    const credit = Buffer.alloc(4);
+    credit.writeUInt32LE(bytes);
+    this.send('execCredit', id, credit);
+  }
+
+  async exec(argv: readonly string[], stdin?: string): Promise<ExecResult> {
+    const id = this.startExec(argv);
+    if (stdin) this.send('execIn', id, stdin);
+    this.send('execIn', id);
+    return this.finishExec(id);
+  }
+
+  async #sessionFrame(id: number, timeoutMs: number): Promise<GuestFrame> {
+    const end = Date.now() + timeoutMs;
+    for (;;) {
+      const at = this.#frames.findIndex(
+        (f) => f.id === id && (f.type === GuestFrameType.execOut || f.type === GuestFrameType.execExit),
+      );
+      if (at >= 0) return this.#frames.splice(at, 1)[0]!;
+      if (Date.now() >= end) throw new Error(`exec session ${id} did not end within ${timeoutMs} ms`);
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, end - Date.now());
+        this.#wake = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
+    }
+  }
+
+  close(): void {
+    this.socket.destroy();
+  }
+}
