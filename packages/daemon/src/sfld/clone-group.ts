@@ -39,8 +39,12 @@ export class CloneGroup implements AsyncDisposable {
   #sourceLost: string | null = null;
   #disposed = false;
 
-  constructor(context: HostContext, request: PrepareClones) {
+  readonly #onGone: (record: CloneRecord) => void;
+
+  /** `onGone` gets the last record of each clone. */
+  constructor(context: HostContext, request: PrepareClones, onGone: (record: CloneRecord) => void) {
     this.#context = context;
+    this.#onGone = onGone;
     this.#request = request;
     this.ticket = request.ticket;
     this.clusterid = request.clusterid;
@@ -82,12 +86,7 @@ export class CloneGroup implements AsyncDisposable {
   }
 
   async records(): Promise<CloneRecord[]> {
-    let replication: Record<string, unknown> | null = null;
-    try {
-      replication = (await this.#memtap?.stats()) ?? null;
-    } catch (error) {
-      this.#context.log.debug({ ticket: this.ticket, err: error }, 'the memtap gave no figures');
-    }
+    const replication = await this.#replication();
     return [...this.clones.values()].map((clone) => ({ ...clone.record(), replication }));
   }
 
@@ -182,6 +181,18 @@ export class CloneGroup implements AsyncDisposable {
 
   async #remove(clone: CloneVm): Promise<void> {
     this.clones.delete(clone.ref.vmid);
+    const replication = await this.#replication();
     await clone[Symbol.asyncDispose]();
+    this.#onGone({ ...clone.record(), replication });
+  }
+
+  async #replication(): Promise<CloneRecord['replication']> {
+    if (this.#sourceLost !== null) return null;
+    try {
+      return (await this.#memtap?.stats()) ?? null;
+    } catch (error) {
+      this.#context.log.debug({ ticket: this.ticket, err: error }, 'the memtap gave no figures');
+      return null;
+    }
   }
 }

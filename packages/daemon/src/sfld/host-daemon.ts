@@ -23,8 +23,9 @@ import { ForkSource } from './fork-source.ts';
 import type { GuestPort } from './guest-port.ts';
 import { MasterVm } from './master-vm.ts';
 
-/** Fork records kept for whoever measures. */
+/** Records of forks and of clones that are gone, kept for whoever measures. */
 const FORK_RECORDS_MAX = 256;
+const GONE_CLONES_MAX = 1024;
 const REPORT_TIMEOUT_MS = 10_000;
 
 /** A VM that a command may reach. */
@@ -40,6 +41,7 @@ export class HostDaemon implements AsyncDisposable {
   readonly #sources = new Map<string, ForkSource>();
   readonly #groups = new Map<string, CloneGroup>();
   readonly #forks: ForkRecord[] = [];
+  readonly #gone: CloneRecord[] = [];
 
   constructor(context: HostContext) {
     this.context = context;
@@ -54,10 +56,7 @@ export class HostDaemon implements AsyncDisposable {
         ref: { clusterid, vmid: 0 },
         shape,
         sources: (ticket) => this.#sources.get(ticket),
-        onFork: (record) => {
-          this.#forks.push(record);
-          if (this.#forks.length > FORK_RECORDS_MAX) this.#forks.shift();
-        },
+        onFork: (record) => keep(this.#forks, record, FORK_RECORDS_MAX),
       });
       this.#masters.set(clusterid, master);
       void master.ended.then((end) => this.#onMasterEnd(master, end.exitCode === 0, end.reason));
@@ -81,7 +80,7 @@ export class HostDaemon implements AsyncDisposable {
   async prepareClones(request: PrepareClones): Promise<void> {
     let group = this.#groups.get(request.ticket);
     if (!group) {
-      group = new CloneGroup(this.context, request);
+      group = new CloneGroup(this.context, request, (record) => keep(this.#gone, record, GONE_CLONES_MAX));
       this.#groups.set(request.ticket, group);
     }
     await group.prepared();
@@ -125,7 +124,8 @@ export class HostDaemon implements AsyncDisposable {
   }
 
   async clones(): Promise<CloneRecord[]> {
-    return (await Promise.all([...this.#groups.values()].map((group) => group.records()))).flat();
+    const live = await Promise.all([...this.#groups.values()].map((group) => group.records()));
+    return [...this.#gone, ...live.flat()];
   }
 
   async sourceStats(ticket: string): Promise<Record<string, unknown> | null> {
@@ -168,4 +168,9 @@ export class HostDaemon implements AsyncDisposable {
       log.error({ err: error }, 'sfmd could not be told of the end of a master VM');
     }
   }
+}
+
+function keep<T>(list: T[], item: T, max: number): void {
+  list.push(item);
+  if (list.length > max) list.shift();
 }
