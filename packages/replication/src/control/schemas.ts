@@ -1,0 +1,122 @@
+// The control messages of memserver and memtap, as both ends check them.
+
+import { PAGE_BYTES, PAGE_KEY_BYTES } from '@snowflock/protocol';
+import { z } from 'zod';
+
+/** A VM's RAM lies in a handful of blocks; more ranges is a mistake. */
+const MAX_RANGES = 64;
+/** Sources of one snapshot: its memserver and hosts that hold copies. */
+const MAX_SOURCES = 64;
+const wholePages = z.number().int().positive().multipleOf(PAGE_BYTES).max(Number.MAX_SAFE_INTEGER);
+
+export const keyHexSchema = z.string().regex(new RegExp(`^[0-9a-fA-F]{${2 * PAGE_KEY_BYTES}}$`));
+
+/** A user address, page-aligned, hexadecimal with or without 0x. */
+export const addressSchema = z
+  .string()
+  .regex(/^(0x)?[0-9a-fA-F]{1,12}$/)
+  .transform((text) => Number.parseInt(text, 16))
+  .refine((address) => address % PAGE_BYTES === 0, 'not page-aligned');
+
+export const memserverRequestSchema = z.discriminatedUnion('op', [
+  z.object({ op: z.literal('configure'), keyHex: keyHexSchema }),
+  z.object({
+    op: z.literal('freeze'),
+    pid: z.number().int().positive(),
+    ramRanges: z
+      .array(z.object({ start: addressSchema, length: wholePages }))
+      .min(1)
+      .max(MAX_RANGES),
+    disk: z
+      .object({
+        format: z.enum(['qcow2', 'raw']),
+        path: z.string().min(1).max(4096),
+        sizeBytes: z.number().int().positive(),
+      })
+      .optional(),
+    /** The presence map of the snapshot that the frozen VM is itself a clone of. */
+    upstreamPresence: z.string().optional(),
+  }),
+  z.object({ op: z.literal('stats') }),
+  z.object({ op: z.literal('stop') }),
+]);
+export type MemserverRequest = z.infer<typeof memserverRequestSchema>;
+
+export const sourceSchema = z.object({
+  address: z.string().min(1).max(255),
+  port: z.number().int().min(1).max(65535),
+});
+export type PageSource = z.infer<typeof sourceSchema>;
+
+export const memtapRequestSchema = z.discriminatedUnion('op', [
+  z.object({
+    op: z.literal('attach'),
+    sources: z.array(sourceSchema).min(1).max(MAX_SOURCES),
+    keyHex: keyHexSchema,
+    presence: z.string(),
+  }),
+  z.object({ op: z.literal('stats') }),
+  z.object({
+    op: z.literal('set'),
+    readAheadKb: z.number().int().min(4).max(1024).optional(),
+    minWindowPages: z.number().int().min(0).max(256).optional(),
+    maxWindowPages: z.number().int().min(0).max(256).optional(),
+  }),
+  z.object({ op: z.literal('stop') }),
+]);
+export type MemtapRequest = z.infer<typeof memtapRequestSchema>;
+
+const latencySchema = z.object({
+  count: z.number(),
+  minUs: z.number(),
+  medianUs: z.number(),
+  p99Us: z.number(),
+  maxUs: z.number(),
+});
+
+export const freezeReplySchema = z.object({ presence: z.string(), presentPages: z.number().int().min(0) });
+
+export const memserverStatsSchema = z.object({
+  clients: z.number(),
+  refusedClients: z.number(),
+  failedHandshakes: z.number(),
+  droppedClients: z.number(),
+  requests: z.number(),
+  errors: z.number(),
+  sentBytes: z.number(),
+  pagesRead: z.number(),
+  zeroPages: z.number(),
+  holePages: z.number(),
+  leasedPids: z.array(z.number()),
+  frozenPid: z.number().nullable(),
+  sourceLost: z.string().nullable(),
+});
+export type MemserverStats = z.infer<typeof memserverStatsSchema>;
+
+export const memtapStatsSchema = z.object({
+  attached: z.boolean(),
+  /** Why nothing can be fetched any more, or null. */
+  sourceLost: z.string().nullable(),
+  /** READs that the kernel sent for pages that had to be fetched, and those answered from what was on its way already. */
+  demandReads: z.number(),
+  sharedReads: z.number(),
+  demandPages: z.number(),
+  demandBytes: z.number(),
+  prefetchedPages: z.number(),
+  prefetchedBytes: z.number(),
+  /** Prefetched pages that were thrown away because the store queue was full. */
+  droppedPages: z.number(),
+  /** READs of holes and pages known to be zero, answered without the network; and how many pages were so. */
+  zeroReads: z.number(),
+  zeroPages: z.number(),
+  /** Pages that the source sent as zero although the presence map had them. */
+  learnedZeroPages: z.number(),
+  wireBytesReceived: z.number(),
+  wireBytesSent: z.number(),
+  heldReads: z.number(),
+  interruptedReads: z.number(),
+  reconnects: z.number(),
+  openFiles: z.number(),
+  missLatency: latencySchema,
+});
+export type MemtapStats = z.infer<typeof memtapStatsSchema>;

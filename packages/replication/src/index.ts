@@ -1,0 +1,16 @@
+// Lazily replicated state: the frozen source of a fork and the page caches of its clones. The memserver and the memtap are
+// processes of their own (memserver/main.ts, memtap/main.ts); a supervisor works with them through what is exported here.
+
+export type { MemserverStats, MemtapStats, PageSource } from './control/schemas.ts';
+export type { LatencySummary } from './latency-histogram.ts';
+export { PresenceMap } from './presence-map.ts';
+export type { ExitStatus } from './supervisor/child-process.ts';
+export { cleanupMount, isMounted } from './supervisor/cleanup-mount.ts';
+export type { SourceLostEvent } from './supervisor/managed-process.ts';
+export {
+  type FreezeOptions,
+  type FreezeResult,
+  MemserverProcess,
+  type MemserverStartOptions,
+} from './supervisor/memserver-process.ts';
+export { type AttachOptions, MemtapProcess, type MemtapStartOptions } from './supervisor/memtap-process.ts';

@@ -1,0 +1,217 @@
+// One lane as the memserver sees it.
+//
+//   greeting --proof ok--> serving --> closed          greeting --bad proof, 5 s--> closed
+//
+// Invariants: no page leaves before the peer proved that it holds the key. A breach of the protocol ends the lane.
+// Bounded: requests waiting (MAX_BACKLOG), bytes unsent (PAUSE_BYTES: then nothing more is read from this peer).
+
+import { randomBytes } from 'node:crypto';
+import type { Socket } from 'node:net';
+import {
+  checkPageProof,
+  createPageFrame,
+  encodePageHello,
+  PAGE_FLAG_URGENT,
+  PAGE_FRAME_HEADER_BYTES,
+  PAGE_HANDSHAKE_TIMEOUT_MS,
+  PAGE_NONCE_BYTES,
+  PAGE_PROOF_BYTES,
+  pageProof,
+  PageErrorCode,
+  type PageFrame,
+  PageFrameType,
+  PageRegion,
+  readPageFrame,
+  SnowflockError,
+  toSnowflockError,
+  writePageFrame,
+} from '@snowflock/protocol';
+import type { PageBufferPool } from './page-buffers.ts';
+import type { Snapshot } from './snapshot.ts';
+
+/** A peer that leaves this much unread is not sent more; it bounds the memory a slow client can hold. */
+const PAUSE_BYTES = 4 * 1024 * 1024;
+/** Non-urgent answers wait while this much is unsent, so that an urgent one never queues behind megabytes. */
+const BULK_WINDOW_BYTES = 1024 * 1024;
+/** Requests of one lane that wait. An honest memtap has at most its 4096 read slots under way. */
+const MAX_BACKLOG = 8192;
+/** Disk reads of one lane that are with qemu-nbd at a time. */
+const MAX_DISK_READS = 16;
+
+export interface SessionCounters {
+  requests: number;
+  errors: number;
+  sentBytes: number;
+  droppedClients: number;
+}
+
+export interface SessionOptions {
+  readonly socket: Socket;
+  readonly key: Buffer;
+  readonly snapshot: Snapshot;
+  readonly buffers: PageBufferPool;
+  readonly counters: SessionCounters;
+  /** Something waits for a turn. */
+  readonly onBacklog: () => void;
+  readonly onHandshakeFailed: () => void;
+  readonly onReadFailed: (error: SnowflockError) => void;
+}
+
+export class ClientSession {
+  readonly #socket: Socket;
+  readonly #options: SessionOptions;
+  readonly #serverNonce = randomBytes(PAGE_NONCE_BYTES);
+  readonly #deadline: NodeJS.Timeout;
+  #serving = false;
+  #pending: Buffer = Buffer.alloc(0);
+  readonly #frame = createPageFrame();
+  readonly #backlog: PageFrame[] = [];
+  #diskReads = 0;
+
+  constructor(options: SessionOptions) {
+    this.#options = options;
+    this.#socket = options.socket;
+    this.#socket.on('error', () => this.#socket.destroy());
+    this.#socket.on('close', () => {
+      clearTimeout(this.#deadline);
+      this.#backlog.length = 0;
+      if (!this.#serving) options.onHandshakeFailed();
+    });
+    this.#socket.on('drain', () => {
+      this.#socket.resume();
+      if (this.#backlog.length > 0) options.onBacklog();
+    });
+    this.#socket.on('data', (chunk: Buffer) => this.#receive(chunk));
+    this.#deadline = setTimeout(() => this.destroy(), PAGE_HANDSHAKE_TIMEOUT_MS);
+    this.#socket.write(encodePageHello(this.#serverNonce));
+  }
+
+  destroy(): void {
+    this.#socket.destroy();
+  }
+
+  /** Serves one waiting request if the peer keeps up. Returns whether another could be served at once. */
+  serveOne(): boolean {
+    if (!this.#mayServe()) return false;
+    const read = this.#backlog.shift();
+    if (read !== undefined) this.#serve(read);
+    return this.#mayServe();
+  }
+
+  #mayServe(): boolean {
+    return (
+      this.#backlog.length > 0 &&
+      this.#diskReads < MAX_DISK_READS &&
+      this.#socket.writableLength < BULK_WINDOW_BYTES &&
+      !this.#socket.destroyed
+    );
+  }
+
+  #receive(chunk: Buffer): void {
+    const bytes = this.#pending.length === 0 ? chunk : Buffer.concat([this.#pending, chunk]);
+    let at = 0;
+    try {
+      if (!this.#serving) at = this.#checkProof(bytes);
+      if (this.#serving) at = this.#takeFrames(bytes, at);
+    } catch (thrown) {
+      const error = toSnowflockError(thrown);
+      if (error.code !== 'bad-request' && error.code !== 'unauthorized') throw thrown;
+      this.#options.counters.droppedClients++;
+      console.error(`memserver: dropped ${this.#socket.remoteAddress ?? 'a client'}: ${error.message}`);
+      this.destroy();
+      return;
+    }
+    this.#pending = at === bytes.length ? Buffer.alloc(0) : bytes.subarray(at);
+    if (this.#socket.writableLength > PAUSE_BYTES) this.#socket.pause();
+  }
+
+  /** Returns how many bytes the proof took: 0 while it is incomplete. */
+  #checkProof(bytes: Buffer): number {
+    if (bytes.length < PAGE_PROOF_BYTES) return 0;
+    const nonces = { server: this.#serverNonce, client: bytes.subarray(0, PAGE_NONCE_BYTES) };
+    const proof = bytes.subarray(PAGE_NONCE_BYTES, PAGE_PROOF_BYTES);
+    if (!checkPageProof(proof, this.#options.key, 'client', nonces))
+      throw new SnowflockError('unauthorized', 'it does not hold the key of this fork');
+    clearTimeout(this.#deadline);
+    this.#serving = true;
+    this.#socket.write(pageProof(this.#options.key, 'server', nonces));
+    return PAGE_PROOF_BYTES;
+  }
+
+  #takeFrames(bytes: Buffer, from: number): number {
+    let at = from;
+    const frame = this.#frame;
+    while (readPageFrame(bytes, at, bytes.length, frame)) {
+      at += PAGE_FRAME_HEADER_BYTES;
+      if (frame.type === PageFrameType.read) this.#takeRead(frame);
+      else if (frame.type === PageFrameType.ping) this.#sendHeader({ ...frame, type: PageFrameType.pong });
+      else throw new SnowflockError('bad-request', `a client sent a frame of type ${frame.type}`);
+    }
+    return at;
+  }
+
+  #takeRead(frame: PageFrame): void {
+    const urgentRam = (frame.flags & PAGE_FLAG_URGENT) !== 0 && frame.region === PageRegion.ram;
+    if (urgentRam && this.#socket.writableLength < PAUSE_BYTES) {
+      this.#serve(frame);
+      return;
+    }
+    if (this.#backlog.length >= MAX_BACKLOG)
+      throw new SnowflockError('bad-request', 'more requests than it may have waiting');
+    this.#backlog.push({ ...frame });
+    this.#options.onBacklog();
+  }
+
+  #serve(read: PageFrame): void {
+    const { snapshot, buffers, counters } = this.#options;
+    counters.requests++;
+    const refusal = snapshot.refuse(read);
+    if (refusal !== undefined) {
+      this.#sendError(read, refusal);
+      return;
+    }
+    const buffer = buffers.borrow(read.pageCount);
+    if (read.region === PageRegion.disk) {
+      void this.#serveDisk({ ...read }, buffer);
+      return;
+    }
+    let length: number;
+    try {
+      length = snapshot.fillRam(buffer.bytes, read);
+    } catch (thrown) {
+      buffer.release();
+      this.#options.onReadFailed(toSnowflockError(thrown));
+      this.#sendError(read, PageErrorCode.sourceLost);
+      return;
+    }
+    counters.sentBytes += length;
+    this.#socket.write(buffer.bytes.subarray(0, length), buffer.release);
+  }
+
+  async #serveDisk(read: PageFrame, buffer: { bytes: Buffer; release: () => void }): Promise<void> {
+    this.#diskReads++;
+    try {
+      const length = await this.#options.snapshot.fillDisk(buffer.bytes, read);
+      this.#options.counters.sentBytes += length;
+      this.#socket.write(buffer.bytes.subarray(0, length), buffer.release);
+    } catch (thrown) {
+      buffer.release();
+      console.error('memserver: disk read failed:', toSnowflockError(thrown).message);
+      this.#sendError(read, PageErrorCode.io);
+    } finally {
+      this.#diskReads--;
+      if (this.#backlog.length > 0) this.#options.onBacklog();
+    }
+  }
+
+  #sendError(read: PageFrame, code: PageErrorCode): void {
+    this.#options.counters.errors++;
+    this.#sendHeader({ ...read, type: PageFrameType.error, flags: code, pageCount: 0, dataPages: 0 });
+  }
+
+  #sendHeader(frame: PageFrame): void {
+    const out = Buffer.allocUnsafe(PAGE_FRAME_HEADER_BYTES);
+    writePageFrame(out, 0, frame);
+    this.#socket.write(out);
+  }
+}

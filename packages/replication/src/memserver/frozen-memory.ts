@@ -1,0 +1,136 @@
+// The frozen process's memory: its page map (which pages exist) and its pages.
+//
+// Owns one descriptor of /proc/PID/mem. That descriptor names the process's address space, not the pid: once the process
+// is gone reads return nothing, and a recycled pid cannot be read by mistake.
+// Invariant: a page outside the presence map is never read, because reading it would create it.
+
+import { closeSync, openSync, readSync } from 'node:fs';
+import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol';
+import { PresenceMap } from '../presence-map.ts';
+
+/** Page map entries read at once: 512 KiB of them describe 256 MiB of memory. */
+const PAGEMAP_CHUNK_ENTRIES = 65536;
+const PAGEMAP_ENTRY_BYTES = 8;
+
+export interface MemoryRange {
+  /** Address in the frozen process. A number: user addresses are below 2^47. */
+  readonly start: number;
+  readonly lengthBytes: number;
+}
+
+export class FrozenMemory {
+  readonly pid: number;
+  readonly presence: PresenceMap;
+  readonly #fd: number;
+  readonly #ranges: readonly MemoryRange[];
+
+  private constructor(options: {
+    pid: number;
+    fd: number;
+    ranges: readonly MemoryRange[];
+    presence: PresenceMap;
+  }) {
+    this.pid = options.pid;
+    this.#fd = options.fd;
+    this.#ranges = options.ranges;
+    this.presence = options.presence;
+  }
+
+  /** Opens the memory of `pid` and reads its page map. The ranges, one after the other, are the region's pages. */
+  static open(options: { readonly pid: number; readonly ranges: readonly MemoryRange[] }): FrozenMemory {
+    const { pid, ranges } = options;
+    let fd: number;
+    try {
+      fd = openSync(`/proc/${pid}/mem`, 'r');
+    } catch (error) {
+      throw new SnowflockError('source-lost', `cannot open the memory of frozen process ${pid}`, {
+        cause: error,
+      });
+    }
+    try {
+      return new FrozenMemory({ pid, fd, ranges, presence: readPresence(pid, ranges) });
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+  }
+
+  /**
+   * Reads `pageCount` present pages from `firstPage` into `target` at `offset`.
+   * Throws 'source-lost' when the process is gone.
+   */
+  read(target: Buffer, options: { offset: number; firstPage: number; pageCount: number }): void {
+    let offset = options.offset;
+    let at = options.firstPage * PAGE_BYTES;
+    let left = options.pageCount * PAGE_BYTES;
+    for (const range of this.#ranges) {
+      if (at >= range.lengthBytes) {
+        at -= range.lengthBytes;
+        continue;
+      }
+      while (left > 0 && at < range.lengthBytes) {
+        const read = this.#pread(target, offset, Math.min(left, range.lengthBytes - at), range.start + at);
+        offset += read;
+        at += read;
+        left -= read;
+      }
+      at = 0;
+      if (left === 0) return;
+    }
+    throw new SnowflockError('internal', `page ${options.firstPage} is outside the frozen memory`);
+  }
+
+  close(): void {
+    closeSync(this.#fd);
+  }
+
+  #pread(target: Buffer, offset: number, length: number, position: number): number {
+    let read: number;
+    try {
+      read = readSync(this.#fd, target, offset, length, position);
+    } catch (error) {
+      throw new SnowflockError('source-lost', `frozen process ${this.pid}: its memory cannot be read`, {
+        cause: error,
+      });
+    }
+    if (read === 0) throw new SnowflockError('source-lost', `frozen process ${this.pid} is gone`);
+    return read;
+  }
+}
+
+export function readPresence(pid: number, ranges: readonly MemoryRange[]): PresenceMap {
+  let pageCount = 0;
+  for (const range of ranges) pageCount += range.lengthBytes / PAGE_BYTES;
+  const map = new PresenceMap(pageCount);
+  let fd: number;
+  try {
+    fd = openSync(`/proc/${pid}/pagemap`, 'r');
+  } catch (error) {
+    throw new SnowflockError('source-lost', `cannot open the page map of frozen process ${pid}`, {
+      cause: error,
+    });
+  }
+  try {
+    const entries = new Uint32Array(2 * PAGEMAP_CHUNK_ENTRIES);
+    const bytes = Buffer.from(entries.buffer);
+    let firstPage = 0;
+    for (const range of ranges) {
+      let at = 0;
+      while (at < range.lengthBytes / PAGE_BYTES) {
+        const want = Math.min(PAGEMAP_CHUNK_ENTRIES, range.lengthBytes / PAGE_BYTES - at);
+        const position = (range.start / PAGE_BYTES + at) * PAGEMAP_ENTRY_BYTES;
+        const got = Math.floor(
+          readSync(fd, bytes, 0, want * PAGEMAP_ENTRY_BYTES, position) / PAGEMAP_ENTRY_BYTES,
+        );
+        if (got === 0)
+          throw new SnowflockError('source-lost', `the page map of frozen process ${pid} ends early`);
+        map.setFromPagemap(firstPage + at, entries.subarray(0, 2 * got));
+        at += got;
+      }
+      firstPage += at;
+    }
+  } finally {
+    closeSync(fd);
+  }
+  return map;
+}

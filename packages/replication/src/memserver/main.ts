@@ -1,0 +1,96 @@
+// The memserver: one process per snapshot, which owns the frozen image and serves its pages.
+//
+//   waiting --configure--> keyed --freeze--> serving --lease lost--> source lost
+//   any state --stop, SIGTERM, orphaned--> exit (and with it the frozen process and qemu-nbd)
+//
+//   node main.ts --control UNIXSOCK --lease UNIXSOCK --listen ADDRESS [--port N] [--orphan-ms N]
+//
+// The fork's key arrives over the control socket, never in the argument vector. When everything listens, one line of
+// JSON goes to stdout: {"ready":true,"port":N}.
+
+import { parseArgs } from 'node:util';
+import { SnowflockError, toSnowflockError } from '@snowflock/protocol';
+import { ControlServer } from '../control/control-server.ts';
+import { watchOrphan } from '../orphan-watch.ts';
+import { MemserverControl } from './memserver-control.ts';
+import { LeaseServer } from './lease.ts';
+import { PageServer } from './page-server.ts';
+import { Snapshot } from './snapshot.ts';
+
+const DEFAULT_ORPHAN_MS = 600_000;
+
+function readOptions(): { control: string; lease: string; listen: string; port: number; orphanMs: number } {
+  const { values } = parseArgs({
+    options: {
+      control: { type: 'string' },
+      lease: { type: 'string' },
+      listen: { type: 'string' },
+      port: { type: 'string', default: '0' },
+      'orphan-ms': { type: 'string', default: String(DEFAULT_ORPHAN_MS) },
+    },
+  });
+  const { control, lease, listen } = values;
+  const port = Number(values.port);
+  const orphanMs = Number(values['orphan-ms']);
+  if (control === undefined || lease === undefined || listen === undefined)
+    throw new SnowflockError('bad-config', 'memserver needs --control, --lease and --listen');
+  if (!Number.isInteger(port) || port < 0 || port > 65535)
+    throw new SnowflockError('bad-config', `--port ${values.port}`);
+  if (!(orphanMs > 0)) throw new SnowflockError('bad-config', `--orphan-ms ${values['orphan-ms']}`);
+  return { control, lease, listen, port, orphanMs };
+}
+
+async function main(): Promise<void> {
+  const options = readOptions();
+  const snapshot = new Snapshot();
+  const lose = (reason: string): void => {
+    if (snapshot.lostReason !== undefined) return;
+    snapshot.markLost(reason);
+    console.error(`memserver: source lost: ${reason}`);
+    control.broadcast({ event: 'source-lost', reason });
+  };
+  const lease = new LeaseServer({
+    path: options.lease,
+    onLost: (pid) => {
+      if (snapshot.memory?.pid === pid) lose(`frozen process ${pid} ended`);
+    },
+  });
+  const pages = new PageServer({ snapshot, onReadFailed: (error) => lose(error.message) });
+  let stopping = false;
+  const stop = (): void => {
+    if (stopping) return;
+    stopping = true;
+    lease.close();
+    pages.close();
+    void Promise.all([control.close(), snapshot.close()]).finally(() => process.exit(0));
+  };
+  const ops = new MemserverControl({
+    snapshot,
+    lease,
+    pages,
+    stop,
+    diskSocketPath: `${options.control}.nbd`,
+  });
+  const control = new ControlServer({ path: options.control, handler: (request) => ops.serve(request) });
+  process.on('SIGTERM', stop);
+  process.on('SIGINT', stop);
+  // the supervisor that reads our stdout and stderr may be gone; that is no reason to die
+  process.stdout.on('error', () => process.stdout.destroy());
+  await lease.listen();
+  const port = await pages.listen({ host: options.listen, port: options.port });
+  await control.listen();
+  watchOrphan({
+    orphanMs: options.orphanMs,
+    inUse: () => control.connectionCount > 0 || pages.clientCount > 0,
+    onOrphan: () => {
+      console.error(`memserver: nobody needed me for ${options.orphanMs} ms; leaving`);
+      stop();
+    },
+  });
+  process.stdout.write(`${JSON.stringify({ ready: true, port })}\n`);
+}
+
+main().catch((thrown: unknown) => {
+  console.error(`memserver: ${toSnowflockError(thrown).message}`);
+  process.exit(1);
+});

@@ -1,0 +1,104 @@
+// The memserver's TCP side: accepts lanes, lets each prove that it holds the fork's key, serves pages to all of them.
+//
+// Owns the listening socket and every session. Fairness: what a guest waits for (urgent reads) is served the moment it
+// arrives; everything else is served one request per client and turn of the event loop, round robin.
+
+import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
+import { SnowflockError } from '@snowflock/protocol';
+import { ClientSession, type SessionCounters } from './client-session.ts';
+import { PageBufferPool } from './page-buffers.ts';
+import type { Snapshot } from './snapshot.ts';
+
+/** Two lanes for each memtap, one memtap for each host: 256 hosts. Beyond that a fork wants multicast, not more lanes. */
+export const MAX_CLIENTS = 512;
+
+export interface PageServerStats extends SessionCounters {
+  readonly clients: number;
+  readonly refusedClients: number;
+  readonly failedHandshakes: number;
+}
+
+export class PageServer {
+  readonly #server: Server;
+  readonly #snapshot: Snapshot;
+  readonly #onReadFailed: (error: SnowflockError) => void;
+  readonly #sessions = new Set<ClientSession>();
+  readonly #buffers = new PageBufferPool();
+  readonly #counters: SessionCounters = { requests: 0, errors: 0, sentBytes: 0, droppedClients: 0 };
+  #key: Buffer | undefined;
+  #failedHandshakes = 0;
+  #refusedClients = 0;
+  #turnScheduled = false;
+
+  constructor(options: {
+    readonly snapshot: Snapshot;
+    readonly onReadFailed: (error: SnowflockError) => void;
+  }) {
+    this.#snapshot = options.snapshot;
+    this.#onReadFailed = options.onReadFailed;
+    this.#server = createServer({ noDelay: true, keepAlive: true, keepAliveInitialDelay: 10_000 }, (socket) =>
+      this.#accept(socket),
+    );
+  }
+
+  async listen(options: { readonly host: string; readonly port: number }): Promise<number> {
+    await new Promise<void>((resolve, reject) => {
+      this.#server.once('error', reject);
+      this.#server.listen(options.port, options.host, resolve);
+    });
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  setKey(key: Buffer): void {
+    this.#key = key;
+  }
+
+  get clientCount(): number {
+    return this.#sessions.size;
+  }
+
+  stats(): PageServerStats {
+    return {
+      clients: this.#sessions.size,
+      refusedClients: this.#refusedClients,
+      failedHandshakes: this.#failedHandshakes,
+      ...this.#counters,
+    };
+  }
+
+  close(): void {
+    this.#server.close();
+    for (const session of this.#sessions) session.destroy();
+  }
+
+  #accept(socket: Socket): void {
+    if (this.#key === undefined || this.#sessions.size >= MAX_CLIENTS) {
+      this.#refusedClients++;
+      socket.destroy();
+      return;
+    }
+    const session = new ClientSession({
+      socket,
+      key: this.#key,
+      snapshot: this.#snapshot,
+      buffers: this.#buffers,
+      counters: this.#counters,
+      onBacklog: () => this.#scheduleTurn(),
+      onHandshakeFailed: () => this.#failedHandshakes++,
+      onReadFailed: this.#onReadFailed,
+    });
+    this.#sessions.add(session);
+    socket.on('close', () => this.#sessions.delete(session));
+  }
+
+  #scheduleTurn(): void {
+    if (this.#turnScheduled) return;
+    this.#turnScheduled = true;
+    setImmediate(() => {
+      this.#turnScheduled = false;
+      let more = false;
+      for (const session of this.#sessions) more = session.serveOne() || more;
+      if (more) this.#scheduleTurn();
+    });
+  }
+}

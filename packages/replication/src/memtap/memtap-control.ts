@@ -1,0 +1,49 @@
+// The memtap's control operations: checks each request, then does it.
+
+import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol';
+import { memtapRequestSchema, type MemtapRequest } from '../control/schemas.ts';
+import { PRESENCE_MAX_PAGES, PresenceMap } from '../presence-map.ts';
+import type { MemtapMount } from './memtap-mount.ts';
+
+export class MemtapControl {
+  readonly #mount: MemtapMount;
+  readonly #stop: () => void;
+
+  constructor(options: { readonly mount: MemtapMount; readonly stop: () => void }) {
+    this.#mount = options.mount;
+    this.#stop = options.stop;
+  }
+
+  async serve(message: Record<string, unknown>): Promise<object> {
+    const parsed = memtapRequestSchema.safeParse(message);
+    if (!parsed.success) throw new SnowflockError('bad-request', `memtap control: ${parsed.error.message}`);
+    const request = parsed.data;
+    switch (request.op) {
+      case 'attach':
+        this.#attach(request);
+        return {};
+      case 'stats':
+        return this.#mount.stats();
+      case 'set':
+        this.#mount.setWindow({ min: request.minWindowPages, max: request.maxWindowPages });
+        if (request.readAheadKb !== undefined) await this.#mount.setKernelReadAhead(request.readAheadKb);
+        return {};
+      case 'stop':
+        // after the reply has left
+        setImmediate(this.#stop);
+        return {};
+      default:
+        return request satisfies never;
+    }
+  }
+
+  #attach(request: Extract<MemtapRequest, { op: 'attach' }>): void {
+    const maxPages = Math.min(PRESENCE_MAX_PAGES, this.#mount.ramBytes / PAGE_BYTES);
+    const presence = PresenceMap.decode(Buffer.from(request.presence, 'base64'), { maxPages });
+    this.#mount.fetcher.attach({
+      sources: request.sources,
+      key: Buffer.from(request.keyHex, 'hex'),
+      presence,
+    });
+  }
+}

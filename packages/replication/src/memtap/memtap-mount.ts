@@ -1,0 +1,135 @@
+// The mount with the threads that serve it.
+//
+//   open: device, mount, read worker, store worker --> serving --> close: unmount, workers end
+//
+// Owns /dev/fuse, the mount, both workers, the fetcher. The process can only exit once the read worker has left its
+// blocking read, and it leaves it when the mount is gone: so closing always unmounts first, and is bounded in time.
+
+import { once } from 'node:events';
+import { Worker } from 'node:worker_threads';
+import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol';
+import { Fetcher } from './fetcher.ts';
+import { mountFuse, openFuseDevice, setKernelReadAhead, unmountFuse } from './fuse/mount.ts';
+import { FILE_NODE_BASE, type FuseFile } from './fuse/protocol.ts';
+import type { ReadWorkerData } from './read-worker.ts';
+import { allocateShared, Control, Counter, SharedState } from './shared-state.ts';
+import type { StoreWorkerData } from './store-worker.ts';
+import { allocateStoreQueue, StoreQueue } from './store-queue.ts';
+
+/** Read-ahead of the memtap itself, in pages beyond the demanded one: alone, and at most in a sequential stream (1 MiB). */
+const MIN_WINDOW_PAGES = 3;
+const MAX_WINDOW_PAGES = 256;
+const UNMOUNT_TIMEOUT_MS = 2000;
+/** A read worker that has not left by then never will; the process is ended the hard way. */
+const WORKER_EXIT_TIMEOUT_MS = 2000;
+
+export interface MemtapMountOptions {
+  readonly mount: string;
+  readonly ramBytes: number;
+  readonly diskBytes: number;
+  readonly readAheadKb: number;
+  readonly sourceTimeoutMs: number;
+  readonly onSourceLost: (reason: string) => void;
+  readonly onUnmounted: () => void;
+}
+
+export class MemtapMount {
+  readonly #options: MemtapMountOptions;
+  readonly #state: SharedState;
+  readonly #queue: StoreQueue;
+  readonly #readWorker: Worker;
+  readonly #storeWorker: Worker;
+  readonly fetcher: Fetcher;
+  #readerGone = false;
+
+  private constructor(options: MemtapMountOptions, fuseFd: number) {
+    this.#options = options;
+    const { ramBytes, diskBytes } = options;
+    const files: FuseFile[] = [{ name: 'ram', node: FILE_NODE_BASE, sizeBytes: ramBytes }];
+    if (diskBytes > 0) files.push({ name: 'disk', node: FILE_NODE_BASE + 1, sizeBytes: diskBytes });
+    const shared = allocateShared({
+      ramPages: ramBytes / PAGE_BYTES,
+      diskPages: Math.ceil(diskBytes / PAGE_BYTES),
+    });
+    const queueMemory = allocateStoreQueue();
+    this.#state = new SharedState(shared);
+    this.#queue = new StoreQueue(queueMemory);
+    this.setWindow({ min: MIN_WINDOW_PAGES, max: MAX_WINDOW_PAGES });
+    this.fetcher = new Fetcher({
+      fuseFd,
+      state: this.#state,
+      queue: this.#queue,
+      sourceTimeoutMs: options.sourceTimeoutMs,
+      onSourceLost: options.onSourceLost,
+    });
+    const readerData: ReadWorkerData = { fuseFd, files, shared };
+    const storeData: StoreWorkerData = { fuseFd, shared, queue: queueMemory };
+    this.#readWorker = new Worker(new URL('./read-worker.ts', import.meta.url), { workerData: readerData });
+    this.#storeWorker = new Worker(new URL('./store-worker.ts', import.meta.url), { workerData: storeData });
+    this.#readWorker.on('message', () => this.fetcher.drain());
+    this.#readWorker.on('exit', () => {
+      this.#readerGone = true;
+      options.onUnmounted();
+    });
+    // a thread that fails has broken an invariant; readers must not wait for the rest of it
+    for (const worker of [this.#readWorker, this.#storeWorker])
+      worker.on('error', (error) => console.error('memtap: a worker failed:', error));
+  }
+
+  static async open(options: MemtapMountOptions): Promise<MemtapMount> {
+    const fuseFd = openFuseDevice();
+    await mountFuse({ fuseFd, directory: options.mount });
+    const mount = new MemtapMount(options, fuseFd);
+    try {
+      await setKernelReadAhead(options.mount, options.readAheadKb);
+    } catch (error) {
+      await mount.close();
+      throw new SnowflockError('bad-config', `cannot set read-ahead of ${options.mount}`, { cause: error });
+    }
+    return mount;
+  }
+
+  get ramBytes(): number {
+    return this.#options.ramBytes;
+  }
+
+  get openFiles(): number {
+    return Atomics.load(this.#state.control, Control.openFiles);
+  }
+
+  setWindow(window: { readonly min?: number | undefined; readonly max?: number | undefined }): void {
+    if (window.min !== undefined) Atomics.store(this.#state.control, Control.minWindow, window.min);
+    if (window.max !== undefined) Atomics.store(this.#state.control, Control.maxWindow, window.max);
+  }
+
+  async setKernelReadAhead(readAheadKb: number): Promise<void> {
+    await setKernelReadAhead(this.#options.mount, readAheadKb);
+  }
+
+  stats(): object {
+    const counter = (index: number): number => this.#state.counters[index] ?? 0;
+    const fetched = this.fetcher.stats() as { wireBytesSent: number };
+    return {
+      ...fetched,
+      wireBytesSent: fetched.wireBytesSent + counter(Counter.sentBytes),
+      zeroReads: counter(Counter.zeroReads),
+      zeroPages: counter(Counter.zeroPages),
+      openFiles: this.openFiles,
+      attached: this.fetcher.attached,
+      sourceLost: this.fetcher.lostReason ?? null,
+    };
+  }
+
+  async close(): Promise<void> {
+    this.fetcher.close();
+    await unmountFuse(this.#options.mount, { timeoutMs: UNMOUNT_TIMEOUT_MS });
+    this.#queue.close();
+    if (!this.#readerGone) {
+      const deadline = AbortSignal.timeout(WORKER_EXIT_TIMEOUT_MS);
+      await once(this.#readWorker, 'exit', { signal: deadline }).catch(() => {
+        console.error('memtap: the read worker is stuck; ending the process');
+        process.kill(process.pid, 'SIGKILL');
+      });
+    }
+  }
+}

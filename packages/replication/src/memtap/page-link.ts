@@ -1,0 +1,249 @@
+// The memtap's link to whoever holds the snapshot: two lanes to one source at a time, mended when they break.
+//
+//   idle --start--> connecting --both lanes open--> up --lane closed, stalled--> connecting
+//                       '--no data for sourceTimeoutMs, or the source says it lost the snapshot--> failed (final)
+//
+// The demand lane carries requests that the read worker writes itself; this thread only reads it. The bulk lane carries
+// what this thread asks for, and pings. So a guest's page never queues behind a prefetch.
+//
+// Owns the lanes and the timers. Invariant: `onDown` is called before any lane's descriptor number can be reused, and
+// every `onUp` is followed by exactly one `onDown` or `onFailed`.
+
+import {
+  createPageFrame,
+  PAGE_FRAME_HEADER_BYTES,
+  PageErrorCode,
+  type PageFrame,
+  PageFrameType,
+  SnowflockError,
+  writePageFrame,
+} from '@snowflock/protocol';
+import type { PageSource } from '../control/schemas.ts';
+import { describe, Lane } from './lane.ts';
+
+const BACKOFF_FIRST_MS = 20;
+const BACKOFF_MAX_MS = 1000;
+const TICK_MS = 250;
+const PING_INTERVAL_MS = 2000;
+/** A source that owes us something and sends nothing for so long is given up, and the next one tried. */
+const STALL_MAX_MS = 3000;
+
+export interface PageLinkOptions {
+  readonly sources: readonly PageSource[];
+  readonly key: Buffer;
+  readonly sourceTimeoutMs: number;
+  readonly onUp: (demandFd: number) => void;
+  readonly onDown: (reason: string) => void;
+  readonly onFailed: (reason: string) => void;
+  readonly onData: (which: LaneKind, frame: PageFrame, bytes: Buffer, offset: number) => void;
+  /** Called on every tick, before stalls are looked for. */
+  readonly onTick: () => void;
+  /** Requests under way on the demand lane. */
+  readonly demandPending: () => number;
+  /** Requests under way on the bulk lane. */
+  readonly bulkPending: () => number;
+}
+
+export type LaneKind = 'demand' | 'bulk';
+
+export class PageLink {
+  readonly #options: PageLinkOptions;
+  readonly #stallMs: number;
+  readonly #frame = createPageFrame();
+  #state: 'idle' | 'connecting' | 'up' | 'failed' = 'idle';
+  #demand: Lane | undefined;
+  #bulk: Lane | undefined;
+  #attempt = 0;
+  /** When data last came, or we began to look for it. */
+  #lastDataMs = 0;
+  #progressMs = { demand: 0, bulk: 0 };
+  #pingSentMs = 0;
+  #pingPending = false;
+  #ticker: NodeJS.Timeout | undefined;
+  #retry: NodeJS.Timeout | undefined;
+  #lastReason = 'never reached';
+  #closedLanesBytes = 0;
+  sentBytes = 0;
+  reconnects = 0;
+
+  constructor(options: PageLinkOptions) {
+    this.#options = options;
+    this.#stallMs = Math.min(STALL_MAX_MS, options.sourceTimeoutMs / 3);
+  }
+
+  start(): void {
+    this.#lastDataMs = performance.now();
+    this.#state = 'connecting';
+    this.#ticker = setInterval(() => this.#tick(), TICK_MS);
+    void this.#connect();
+  }
+
+  get up(): boolean {
+    return this.#state === 'up';
+  }
+
+  get receivedBytes(): number {
+    return this.#closedLanesBytes + (this.#demand?.receivedBytes ?? 0) + (this.#bulk?.receivedBytes ?? 0);
+  }
+
+  /** Asks for pages on the bulk lane. Only while up. */
+  request(read: {
+    requestId: number;
+    region: number;
+    firstPage: number;
+    pageCount: number;
+    flags: number;
+  }): void {
+    this.#send({ ...read, type: PageFrameType.read, length: 0, dataPages: 0 });
+  }
+
+  /** Gives the present lanes up and connects again. */
+  drop(reason: string): void {
+    this.#demand?.destroy(reason);
+    this.#bulk?.destroy(reason);
+  }
+
+  close(): void {
+    this.#state = 'failed';
+    clearInterval(this.#ticker);
+    clearTimeout(this.#retry);
+    this.drop('closed by us');
+  }
+
+  async #connect(): Promise<void> {
+    const { sources, key } = this.#options;
+    const source = sources[this.#attempt % sources.length];
+    if (source === undefined) throw new Error('attach was checked to name a source');
+    this.#attempt++;
+    const lane = (which: LaneKind): Lane =>
+      new Lane({
+        source,
+        key,
+        onFrame: (from, frame, bytes, offset) => this.#receive({ which, from, source }, frame, bytes, offset),
+        onClosing: () => this.#goDown(),
+        onClosed: (closed, reason) => this.#laneClosed(closed, `source ${describe(source)}: ${reason}`),
+      });
+    const demand = lane('demand');
+    const bulk = lane('bulk');
+    this.#demand = demand;
+    this.#bulk = bulk;
+    // awaited together: when one fails the other's end is on its way too
+    const outcomes = await Promise.allSettled([demand.opened, bulk.opened]);
+    if (outcomes.some((outcome) => outcome.status === 'rejected') || this.#state !== 'connecting') return;
+    if (this.#demand !== demand) return;
+    const now = performance.now();
+    this.#progressMs = { demand: now, bulk: now };
+    this.#pingPending = false;
+    this.#pingSentMs = now;
+    this.#state = 'up';
+    this.#options.onUp(demand.fd);
+  }
+
+  #goDown(): void {
+    if (this.#state !== 'up') return;
+    this.#state = 'connecting';
+    this.#options.onDown(this.#lastReason);
+  }
+
+  #laneClosed(lane: Lane, reason: string): void {
+    if (lane !== this.#demand && lane !== this.#bulk) return;
+    this.#lastReason = reason;
+    const both = [this.#demand, this.#bulk];
+    this.#closedLanesBytes = this.receivedBytes;
+    this.#demand = undefined;
+    this.#bulk = undefined;
+    for (const other of both) if (other !== lane) other?.destroy(reason);
+    if (this.#state === 'failed' || this.#giveUpIfLate()) return;
+    this.reconnects++;
+    const delay = Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** Math.min(10, this.#failuresSinceData()));
+    this.#retry = setTimeout(() => void this.#connect(), delay);
+  }
+
+  #failures = 0;
+  #failuresSinceData(): number {
+    return this.#failures++;
+  }
+
+  #giveUpIfLate(): boolean {
+    const { sourceTimeoutMs } = this.#options;
+    const silentMs = performance.now() - this.#lastDataMs;
+    if (silentMs < sourceTimeoutMs) return false;
+    this.#fail(
+      `no source could be reached for ${Math.round(sourceTimeoutMs)} ms; the last reason: ${this.#lastReason}`,
+    );
+    return true;
+  }
+
+  #fail(reason: string): void {
+    if (this.#state === 'failed') return;
+    this.#goDown();
+    this.close();
+    this.#options.onFailed(reason);
+  }
+
+  #receive(
+    origin: { which: LaneKind; from: Lane; source: PageSource },
+    frame: PageFrame,
+    bytes: Buffer,
+    offset: number,
+  ): void {
+    const now = performance.now();
+    this.#progressMs[origin.which] = now;
+    switch (frame.type) {
+      case PageFrameType.data:
+        this.#lastDataMs = now;
+        this.#failures = 0;
+        this.#options.onData(origin.which, frame, bytes, offset);
+        return;
+      case PageFrameType.pong:
+        this.#pingPending = false;
+        if (this.#options.demandPending() + this.#options.bulkPending() === 0) this.#lastDataMs = now;
+        return;
+      case PageFrameType.error:
+        this.#refused(origin.source, frame.flags);
+        return;
+      default:
+        throw new SnowflockError('bad-request', `it sent a frame of type ${frame.type}`);
+    }
+  }
+
+  #refused(source: PageSource, code: number): void {
+    const name = Object.entries(PageErrorCode).find(([, value]) => value === code)?.[0] ?? 'unknown';
+    const reason = `source ${describe(source)} refused a read: ${name}`;
+    // a source that lost the snapshot does not find it again: with no other source, waiting is of no use
+    if (code === PageErrorCode.sourceLost && this.#options.sources.length === 1) this.#fail(reason);
+    else throw new SnowflockError('unavailable', reason);
+  }
+
+  #tick(): void {
+    this.#options.onTick();
+    const now = performance.now();
+    if (this.#state === 'connecting') {
+      this.#giveUpIfLate();
+      return;
+    }
+    if (this.#state !== 'up') return;
+    const { demandPending, bulkPending } = this.#options;
+    const demandIdle = demandPending() === 0;
+    const bulkIdle = bulkPending() === 0 && !this.#pingPending;
+    if (demandIdle) this.#progressMs.demand = now;
+    if (bulkIdle) this.#progressMs.bulk = now;
+    const stalled = now - Math.min(this.#progressMs.demand, this.#progressMs.bulk) > this.#stallMs;
+    if (stalled) {
+      this.drop(`nothing came for ${Math.round(this.#stallMs)} ms`);
+      return;
+    }
+    if (this.#pingPending || now - this.#pingSentMs < PING_INTERVAL_MS) return;
+    this.#pingPending = true;
+    this.#pingSentMs = now;
+    this.#send({ ...createPageFrame(), type: PageFrameType.ping });
+  }
+
+  #send(frame: PageFrame): void {
+    const out = Buffer.allocUnsafe(PAGE_FRAME_HEADER_BYTES);
+    Object.assign(this.#frame, frame);
+    writePageFrame(out, 0, this.#frame);
+    this.sentBytes += out.length;
+    this.#bulk?.write(out);
+  }
+}

@@ -1,0 +1,132 @@
+// Starting a memserver or memtap and waiting for its readiness line.
+//
+//   spawned --line {"ready":true,...}--> ready --> exited
+//      '--exit, deadline--> failed (killed; the error carries the end of its log)
+//
+// The child is detached, in a session of its own, so that it outlives its supervisor; its stderr goes to a log file.
+
+import { spawn, type ChildProcess } from 'node:child_process';
+import { closeSync, openSync, readFileSync } from 'node:fs';
+import { SnowflockError } from '@snowflock/protocol';
+import { parseLine } from '../control/json-lines.ts';
+
+/** Node starts in 50 ms here; a machine that starts many at once needs more. */
+export const READY_TIMEOUT_MS = 15_000;
+const READY_LINE_MAX_BYTES = 4096;
+const LOG_TAIL_BYTES = 2000;
+
+export interface ExitStatus {
+  /** null when it is not our child (attached to later): only that it ended is known. */
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+}
+
+export interface StartedChild {
+  readonly pid: number;
+  readonly ready: Record<string, unknown>;
+  readonly exited: Promise<ExitStatus>;
+}
+
+export async function startChild(options: {
+  readonly name: string;
+  readonly script: URL;
+  readonly args: readonly string[];
+  readonly logPath: string;
+  readonly readyTimeoutMs?: number;
+}): Promise<StartedChild> {
+  const log = openSync(options.logPath, 'a', 0o600);
+  let child: ChildProcess;
+  try {
+    child = spawn(process.execPath, [options.script.pathname, ...options.args], {
+      detached: true,
+      stdio: ['ignore', 'pipe', log],
+    });
+  } finally {
+    closeSync(log);
+  }
+  const exited = new Promise<ExitStatus>((resolve) => {
+    child.once('exit', (code, signal) => resolve({ code, signal }));
+    child.once('error', () => resolve({ code: null, signal: null }));
+  });
+  try {
+    const ready = await waitReady(child, options);
+    child.unref();
+    if (child.pid === undefined) throw new Error('a ready process has a pid');
+    return { pid: child.pid, ready, exited };
+  } catch (error) {
+    child.kill('SIGKILL');
+    throw error;
+  }
+}
+
+function waitReady(
+  child: ChildProcess,
+  options: { readonly name: string; readonly logPath: string; readonly readyTimeoutMs?: number },
+): Promise<Record<string, unknown>> {
+  const { name, logPath, readyTimeoutMs = READY_TIMEOUT_MS } = options;
+  const stdout = child.stdout;
+  if (stdout === null) throw new Error('stdout is a pipe');
+  return new Promise((resolve, reject) => {
+    let text = '';
+    const fail = (what: string): void => {
+      clearTimeout(timer);
+      reject(new SnowflockError('unavailable', `${name} ${what}${logTail(logPath)}`));
+    };
+    const timer = setTimeout(() => fail(`was not ready within ${readyTimeoutMs} ms`), readyTimeoutMs);
+    child.once('error', (error) => fail(`could not be started: ${error.message}`));
+    // 'close', not 'exit': the readiness line of a process that exits right after it still counts as seen
+    child.once('close', (code, signal) => fail(`ended before it was ready (${signal ?? code ?? 'unknown'})`));
+    stdout.on('data', (chunk: Buffer) => {
+      text += chunk.toString('utf8');
+      const end = text.indexOf('\n');
+      if (end < 0 && text.length < READY_LINE_MAX_BYTES) return;
+      const message = parseLine(text.slice(0, Math.max(0, end)));
+      if (message?.['ready'] !== true) {
+        fail('sent something else than its readiness line');
+        return;
+      }
+      clearTimeout(timer);
+      stdout.destroy();
+      resolve(message);
+    });
+  });
+}
+
+function logTail(path: string): string {
+  const text = readFileSync(path, 'utf8').slice(-LOG_TAIL_BYTES).trim();
+  return text === '' ? '' : `: ${text}`;
+}
+
+/** Resolves when a process that is not our child is gone. */
+export async function watchForeignPid(
+  pid: number,
+  options: { readonly pollMs: number },
+): Promise<ExitStatus> {
+  return new Promise((resolve) => {
+    const timer = setInterval(() => {
+      if (isAlive(pid)) return;
+      clearInterval(timer);
+      resolve({ code: null, signal: null });
+    }, options.pollMs);
+    timer.unref();
+  });
+}
+
+export function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ESRCH') return false;
+    throw error;
+  }
+}
+
+/** Signals a process that may be gone already. */
+export function signalIfAlive(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+  }
+}

@@ -1,0 +1,105 @@
+// The supervisor's end of a memtap.
+
+import { join } from 'node:path';
+import { z } from 'zod';
+import { type MemtapStats, memtapStatsSchema, type PageSource } from '../control/schemas.ts';
+import { cleanupMount } from './cleanup-mount.ts';
+import { connectManaged, ManagedProcess, type ProcessConnection, startManaged } from './managed-process.ts';
+
+export interface MemtapStartOptions {
+  readonly controlPath: string;
+  /** Directory to mount on; made if it is not there. */
+  readonly mountPath: string;
+  readonly ramBytes: number;
+  /** 0, the default: no disk file. */
+  readonly diskBytes?: number;
+  readonly logPath: string;
+  readonly orphanMs?: number;
+  /** How long no source may be reachable before reads fail. */
+  readonly sourceTimeoutMs?: number;
+  /** The kernel's own read-ahead on the mount; the default of 4 leaves it to the memtap. */
+  readonly readAheadKb?: number;
+}
+
+export interface AttachOptions {
+  /** Tried in order, round and round. */
+  readonly sources: readonly PageSource[];
+  readonly key: Buffer;
+  /** Serialised presence map of the RAM, as `freeze` gave it. */
+  readonly presence: Buffer;
+}
+
+export class MemtapProcess extends ManagedProcess {
+  readonly mountPath: string;
+
+  private constructor(connection: ProcessConnection, options: { readonly mountPath: string }) {
+    super(connection);
+    this.mountPath = options.mountPath;
+  }
+
+  /** Resolves when the file system is mounted and serves; READs are held until `attach`. Throws 'unavailable'. */
+  static async start(options: MemtapStartOptions): Promise<MemtapProcess> {
+    const { controlPath, mountPath, ramBytes, diskBytes = 0, logPath } = options;
+    const args = ['--control', controlPath, '--mount', mountPath, '--ram-bytes', String(ramBytes)];
+    if (diskBytes > 0) args.push('--disk-bytes', String(diskBytes));
+    if (options.orphanMs !== undefined) args.push('--orphan-ms', String(options.orphanMs));
+    if (options.sourceTimeoutMs !== undefined)
+      args.push('--source-timeout-ms', String(options.sourceTimeoutMs));
+    if (options.readAheadKb !== undefined) args.push('--read-ahead-kb', String(options.readAheadKb));
+    const script = new URL('../memtap/main.ts', import.meta.url);
+    try {
+      return new MemtapProcess(
+        await startManaged({ name: 'memtap', script, args, controlPath, logPath }),
+        options,
+      );
+    } catch (error) {
+      await cleanupMount(mountPath);
+      throw error;
+    }
+  }
+
+  /** Takes over a running memtap from a supervisor before us. */
+  static async attachTo(options: {
+    readonly pid: number;
+    readonly controlPath: string;
+    readonly mountPath: string;
+  }): Promise<MemtapProcess> {
+    const { pid, controlPath } = options;
+    return new MemtapProcess(await connectManaged({ name: 'memtap', controlPath, child: { pid } }), options);
+  }
+
+  get ramPath(): string {
+    return join(this.mountPath, 'ram');
+  }
+
+  get diskPath(): string {
+    return join(this.mountPath, 'disk');
+  }
+
+  /** Says what is where; held READs go on. Once. */
+  async attach(options: AttachOptions): Promise<void> {
+    const { sources, key, presence } = options;
+    await this.call(
+      'attach',
+      { sources, keyHex: key.toString('hex'), presence: presence.toString('base64') },
+      z.object({}),
+    );
+  }
+
+  async stats(): Promise<MemtapStats> {
+    return this.call('stats', {}, memtapStatsSchema);
+  }
+
+  /** Read-ahead: the kernel's own, and the memtap's windows in pages (alone, and at most in a sequential stream). */
+  async set(options: {
+    readAheadKb?: number;
+    minWindowPages?: number;
+    maxWindowPages?: number;
+  }): Promise<void> {
+    await this.call('set', options, z.object({}));
+  }
+
+  protected override async afterExit(): Promise<void> {
+    await cleanupMount(this.mountPath);
+  }
+}
