@@ -41,4 +41,5 @@ export const COMMON_APPEND = [
   'i8042.noaux',
   'i8042.nokbd',
   '8250.nr_uarts=1',
+  'tsc=nowatchdog',
 ].join(' ');
