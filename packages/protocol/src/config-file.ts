@@ -148,7 +148,7 @@ export interface SfmdConfig extends CommonConfig {
   /** First clusterid to hand out. */
   readonly clusterid: number;
   readonly masterListenPort: number;
-  /** Address to listen at; 0.0.0.0: all. */
+  /** `address`: where to listen; 0.0.0.0: everywhere. */
   readonly listenAddress: string;
   readonly clusterHosts: readonly ClusterHost[];
   readonly networkMode: 'multicast' | 'unicast';
@@ -207,7 +207,8 @@ function isWhitelistEntry(value: string): boolean {
 const SFMD = {
   clusterid: integer('the first clusterid', 0, 0xfffffe).default(0),
   master_listen_port: port.default(MASTER_PORT_DEFAULT),
-  listen_address: z
+  hostname: hostName.optional(),
+  address: z
     .string('must be a string: an IP address')
     .refine((value) => isIP(value) !== 0, 'must be an IP address')
     .default('0.0.0.0'),
@@ -235,7 +236,7 @@ export function parseSfmdConfig(source: string, fileName: string): SfmdConfig {
   return {
     clusterid: read.clusterid,
     masterListenPort: read.master_listen_port,
-    listenAddress: read.listen_address,
+    listenAddress: read.address,
     clusterHosts: read.cluster_hosts.map(({ host, cpus, RAM }) => {
       const [unicast, multicast] = typeof host === 'string' ? [host, host] : host;
       return { host: unicast, multicastHost: multicast, cpus, ramBytes: RAM };

@@ -31,6 +31,8 @@ export const HostReport = z.object({
   address: z.string(),
   sfldPort: port,
   accel: z.enum(['kvm', 'tcg']),
+  /** Of this sfld process: a new value says that the VMs of the one before are gone. Absent: nothing is said. */
+  instance: z.uuid().optional(),
 });
 export type HostReport = z.infer<typeof HostReport>;
 
@@ -89,11 +91,21 @@ export const TicketInfo = z.object({
 export type TicketInfo = z.infer<typeof TicketInfo>;
 
 /** One clone of a ticket and where it will run. */
-export const Placement = z.object({ vmid, vcpus: z.int().min(1), host: hostName, address: z.string(), sfldPort: port });
+export const Placement = z.object({
+  vmid,
+  vcpus: z.int().min(1),
+  host: hostName,
+  address: z.string(),
+  sfldPort: port,
+});
 export type Placement = z.infer<typeof Placement>;
 
 /** POST sfmd /v1/clusters/:clusterid/tickets/:ticket/redeem — once per ticket, by the master VM's host. */
-export const RedeemReply = z.object({ clones: z.array(Placement) });
+export const RedeemReply = z.object({
+  clones: z.array(Placement),
+  /** Clones of the ticket that cannot be launched, because their host could not prepare them. */
+  failed: z.array(z.object({ vmid, reason: z.string() })).default([]),
+});
 export type RedeemReply = z.infer<typeof RedeemReply>;
 
 /** POST sfmd /v1/clusters/:clusterid/tickets/:ticket/launched — which of the redeemed clones run. */
@@ -108,9 +120,13 @@ export type LaunchReport = z.infer<typeof LaunchReport>;
 //   /v1/clusters/:clusterid/tickets/:ticket/join     answers when all clones have exited and are destroyed
 // DELETE /v1/clusters/:clusterid/tickets/:ticket     dispose (unused only)
 // DELETE /v1/clusters/:clusterid[?force=1]           shut down; refused with tickets outstanding unless forced
+//                               [?by=guest]          the same, but leaves the master VM to power itself off
 
 /** POST sfmd /v1/clusters/:clusterid/vms/:vmid/ended — a VM is gone: it called ic_exit, died, or was powered off. */
-export const VmEnded = z.object({ how: z.enum(['exited', 'lost', 'powered-off']), reason: z.string().max(4096) });
+export const VmEnded = z.object({
+  how: z.enum(['exited', 'lost', 'powered-off']),
+  reason: z.string().max(4096),
+});
 export type VmEnded = z.infer<typeof VmEnded>;
 
 // ---- sfld: the fork -----------------------------------------------------------------------------------------------

@@ -1,0 +1,126 @@
+// The state as others see it: room for the allocator, answers for the control API.
+
+import {
+  guestIp,
+  type Placement,
+  type RedeemReply,
+  type SystemState,
+  type TicketInfo,
+  type TicketList,
+} from '@snowflock/protocol';
+import type { HostRoom } from './allocator.ts';
+import { findCluster, findTicket } from './lookup.ts';
+import { clonesOf, isEnded, vmRamBytes, vmsOf, type SystemData, type Vm } from './state.ts';
+
+export interface HostUsage {
+  cpus: number;
+  ramBytes: number;
+  /** VMs that hold resources. */
+  vms: number;
+  /** Those among them that are clones and not ended. */
+  clones: number;
+}
+
+/** What every VM holds, by host. A VM holds its share until its host has confirmed its end. */
+export function hostUsage(system: SystemData): Map<string, HostUsage> {
+  const usage = new Map<string, HostUsage>();
+  for (const host of Object.keys(system.hosts)) usage.set(host, { cpus: 0, ramBytes: 0, vms: 0, clones: 0 });
+  for (const cluster of Object.values(system.clusters))
+    for (const vm of vmsOf(cluster)) {
+      const host = usage.get(vm.host);
+      if (!host) continue;
+      host.cpus += vm.vcpus;
+      host.ramBytes += vmRamBytes(vm);
+      host.vms += 1;
+      if (vm.vmid !== 0 && !isEnded(vm)) host.clones += 1;
+    }
+  return usage;
+}
+
+/** What is free on the hosts that are up. */
+export function hostRooms(system: SystemData): HostRoom[] {
+  const usage = hostUsage(system);
+  return Object.values(system.hosts).flatMap(({ host, up, cpus, ramBytes }) => {
+    const used = usage.get(host);
+    if (!up || !used) return [];
+    return [
+      { host, cpusFree: cpus - used.cpus, ramFreeBytes: ramBytes - used.ramBytes, clones: used.clones },
+    ];
+  });
+}
+
+export function ticketList(system: SystemData, clusterid: number): TicketList {
+  const tickets = Object.values(findCluster(system, clusterid).tickets);
+  const those = (status: string): string[] =>
+    tickets.flatMap((each) => (each.status === status ? [each.ticket] : []));
+  return { unused: those('unused'), outstanding: those('outstanding') };
+}
+
+export function ticketInfo(system: SystemData, where: { clusterid: number; ticket: string }): TicketInfo {
+  const cluster = findCluster(system, where.clusterid);
+  const ticket = findTicket(cluster, where.ticket);
+  return {
+    ticket: ticket.ticket,
+    clones: clonesOf(cluster, ticket).map(({ vmid, vcpus }) => ({ vmid, processors: vcpus })),
+  };
+}
+
+/** What the master VM's host needs to launch a redeemed ticket; clones that cannot be launched, with the reason. */
+export function redemption(system: SystemData, where: { clusterid: number; ticket: string }): RedeemReply {
+  const cluster = findCluster(system, where.clusterid);
+  const all = clonesOf(cluster, findTicket(cluster, where.ticket));
+  const clones = all.filter((vm) => !isEnded(vm)).map((vm) => placement(system, vm));
+  const failed = all.filter(isEnded).map(({ vmid, reason }) => ({ vmid, reason: reason ?? 'unknown' }));
+  return { clones, failed };
+}
+
+function placement(system: SystemData, { vmid, vcpus, host: name }: Vm): Placement {
+  const host = system.hosts[name];
+  return { vmid, vcpus, host: name, address: host?.address ?? name, sfldPort: host?.sfldPort ?? 0 };
+}
+
+/** Whether every preparation of a ticket has been answered, or the ticket is gone. */
+export function isPrepared(
+  system: SystemData,
+  { clusterid, ticket }: { clusterid: number; ticket: string },
+): boolean {
+  const found = system.clusters[clusterid]?.tickets[ticket];
+  return !found || (!found.sourcePreparing && found.preparing.length === 0);
+}
+
+/** Whether no clone of a ticket computes any more, or the ticket is gone. */
+export function isJoinable(
+  system: SystemData,
+  { clusterid, ticket }: { clusterid: number; ticket: string },
+): boolean {
+  const cluster = system.clusters[clusterid];
+  const found = cluster?.tickets[ticket];
+  return !cluster || !found || clonesOf(cluster, found).every(isEnded);
+}
+
+/** Everything, for sfstate. */
+export function systemState(system: SystemData): SystemState {
+  const usage = hostUsage(system);
+  return {
+    hosts: Object.values(system.hosts).map(({ host, address, sfldPort, up, accel, cpus, ramBytes }) => {
+      const used = usage.get(host) ?? { cpus: 0, ramBytes: 0, vms: 0 };
+      return {
+        ...{ host, address, sfldPort, up, accel, cpus, cpusFree: cpus - used.cpus },
+        ...{ ramBytes, ramFreeBytes: ramBytes - used.ramBytes, vms: used.vms },
+      };
+    }),
+    clusters: Object.values(system.clusters).map((cluster) => ({
+      clusterid: cluster.clusterid,
+      shape: cluster.shape,
+      vms: vmsOf(cluster).map((vm) => ({
+        ...{ vmid: vm.vmid, status: vm.status, host: vm.host, vcpus: vm.vcpus, memoryMib: vm.memoryMib },
+        ...{ ip: guestIp(vm.vmid), ticket: vm.ticket, reason: vm.reason },
+      })),
+      tickets: Object.values(cluster.tickets).map((ticket) => ({
+        ticket: ticket.ticket,
+        status: ticket.status,
+        clones: clonesOf(cluster, ticket).map(({ vmid, vcpus, host }) => ({ vmid, processors: vcpus, host })),
+      })),
+    })),
+  };
+}
