@@ -39,13 +39,20 @@ export function vmPaths(directory: string): VmPaths {
   };
 }
 
+/** What the VM runs first. */
 export type VmOrigin =
-  /** Runs the firmware and nothing else; what the fork is tested with. */
-  | { readonly kind: 'firmware' }
-  /** Boots a kernel; RAM is anonymous memory with huge pages, cheap to fork. */
   | { readonly kind: 'boot'; readonly kernel: string; readonly initrd: string; readonly append: string }
-  /** Waits for a device state; RAM is a private mapping of a file that a memtap serves. */
-  | { readonly kind: 'clone'; readonly ramFile: string };
+  /** The firmware and nothing else; what the fork is tested with. */
+  | { readonly kind: 'firmware' }
+  /** Nothing, until it is given a device state. */
+  | { readonly kind: 'incoming' };
+
+/** Where the VM's RAM lies. */
+export type VmRam =
+  /** A master VM's: anonymous memory with huge pages, cheap to fork. */
+  | { readonly kind: 'anonymous' }
+  /** A clone's is a private mapping of the file that a memtap serves; shared is for a template (bench). */
+  | { readonly kind: 'file'; readonly path: string; readonly share: boolean };
 
 export interface VmSpec {
   readonly name: string;
@@ -54,6 +61,7 @@ export interface VmSpec {
   readonly memoryMib: number;
   readonly paths: VmPaths;
   readonly origin: VmOrigin;
+  readonly ram: VmRam;
   /** In place of QEMU's own; a clone needs the same as its parent. */
   readonly firmware?: string;
   /** The VM's writable qcow2 overlay and the read-only backing it lies on. */
@@ -89,9 +97,9 @@ export function buildQemuArgs(spec: VmSpec): string[] {
   args.push('-rtc', 'base=utc,clock=host', '-global', 'migration.send-configuration=off');
   args.push(
     '-object',
-    spec.origin.kind === 'clone'
-      ? `memory-backend-file,id=ram,size=${size},share=off,mem-path=${spec.origin.ramFile}`
-      : `memory-backend-ram,id=ram,size=${size}`,
+    spec.ram.kind === 'anonymous'
+      ? `memory-backend-ram,id=ram,size=${size}`
+      : `memory-backend-file,id=ram,size=${size},share=${spec.ram.share ? 'on' : 'off'},mem-path=${spec.ram.path}`,
   );
   args.push('-chardev', `socket,id=console,path=${spec.paths.console},server=on,wait=off,logfile=${spec.paths.consoleLog},logappend=on`);
   args.push('-serial', 'chardev:console');
@@ -116,7 +124,7 @@ function originArgs(origin: VmOrigin): string[] {
       return ['-kernel', origin.kernel, '-initrd', origin.initrd, '-append', origin.append];
     case 'firmware':
       return [];
-    case 'clone':
+    case 'incoming':
       return ['-S', '-incoming', 'defer'];
     default:
       return origin satisfies never;

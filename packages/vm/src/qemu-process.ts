@@ -56,7 +56,7 @@ export class QemuProcess {
         PATH: process.env['PATH'] ?? '/usr/bin:/bin',
         LD_PRELOAD: options.forkShim,
         SNOWFLOCK_FORK_SOCKET: spec.paths.fork,
-        ...(spec.origin.kind === 'clone' ? { SNOWFLOCK_RAM_FILE: spec.origin.ramFile } : {}),
+        ...(spec.ram.kind === 'file' && !spec.ram.share ? { SNOWFLOCK_RAM_FILE: spec.ram.path } : {}),
       },
     });
     closeSync(log);

@@ -82,20 +82,21 @@ describe.each(accels)('fork under %s', (accel) => {
   });
   afterEach(() => rm(directory, { recursive: true, force: true }));
 
-  const spec = (name: string, origin: VmSpec['origin']): VmSpec => ({
+  const spec = (name: string, ramFile?: string): VmSpec => ({
     name,
     accel,
     vcpus: 1,
     memoryMib: MEMORY_MIB,
     paths: vmPaths(join(directory, name)),
-    origin,
+    origin: ramFile === undefined ? { kind: 'firmware' } : { kind: 'incoming' },
+    ram: ramFile === undefined ? { kind: 'anonymous' } : { kind: 'file', path: ramFile, share: false },
     firmware: join(directory, 'rom'),
     disk: null,
     nic: null,
   });
 
   it('freezes memory while the VM goes on, and the frozen copy ends with its lease', async () => {
-    const vm = await QemuProcess.start(spec('parent', { kind: 'firmware' }), { forkShim });
+    const vm = await QemuProcess.start(spec('parent'), { forkShim });
     try {
       const ram = await vm.forkControl.ramRange(MEMORY_MIB << 20);
       await sleep(200);
@@ -122,7 +123,7 @@ describe.each(accels)('fork under %s', (accel) => {
   });
 
   it('starts a clone from a frozen copy, which counts on from there', async () => {
-    const vm = await QemuProcess.start(spec('parent', { kind: 'firmware' }), { forkShim });
+    const vm = await QemuProcess.start(spec('parent'), { forkShim });
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => void (await vm.kill()));
     const ram = await vm.forkControl.ramRange(MEMORY_MIB << 20);
@@ -134,7 +135,7 @@ describe.each(accels)('fork under %s', (accel) => {
     const atFork = counter(frozen.process.pid, ram);
     const ramFile = join(directory, 'ram');
     await writeFile(ramFile, await dumpRam(frozen.process.pid, ram));
-    const clone = await QemuProcess.start(spec('clone', { kind: 'clone', ramFile }), { forkShim });
+    const clone = await QemuProcess.start(spec('clone', ramFile), { forkShim });
     undo.defer(async () => void (await clone.kill()));
     const cloneRam = await clone.forkControl.ramRange(MEMORY_MIB << 20);
     await expectDeviceState(clone);
@@ -148,7 +149,7 @@ describe.each(accels)('fork under %s', (accel) => {
   });
 
   it('says why a VM ended', async () => {
-    const vm = await QemuProcess.start(spec('parent', { kind: 'firmware' }), { forkShim });
+    const vm = await QemuProcess.start(spec('parent'), { forkShim });
     process.kill(vm.pid, 'SIGKILL');
     const end = await within(vm.ended, 2000, 'the end');
     expect(end.reason).toContain('SIGKILL');
@@ -166,6 +167,7 @@ it('a QEMU that cannot start says so at once', async () => {
       memoryMib: MEMORY_MIB,
       paths: vmPaths(join(directory, 'bad')),
       origin: { kind: 'boot', kernel: '/nonexistent/kernel', initrd: '/nonexistent/initrd', append: '' },
+      ram: { kind: 'anonymous' },
       disk: null,
       nic: null,
     };

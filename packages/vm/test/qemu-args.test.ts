@@ -8,12 +8,14 @@ const spec: VmSpec = {
   memoryMib: 256,
   paths: vmPaths('/run/x'),
   origin: { kind: 'boot', kernel: '/k', initrd: '/i', append: 'console=ttyS0' },
+  ram: { kind: 'anonymous' },
   disk: { overlay: '/d/disk-0.qcow2', backing: '/d/base.img', backingFormat: 'raw' },
   nic: { tap: 'sft0', mac: '52:00:00:00:00:00', mtu: 1450 },
 };
 const clone: VmSpec = {
   ...spec,
-  origin: { kind: 'clone', ramFile: '/m/ram' },
+  origin: { kind: 'incoming' },
+  ram: { kind: 'file', path: '/m/ram', share: false },
   disk: { overlay: '/d/c.qcow2', backing: '/m/disk', backingFormat: 'raw' },
 };
 

@@ -98,7 +98,8 @@ export class CloneVm implements AsyncDisposable {
         vcpus: options.shape.vcpus,
         memoryMib: options.shape.memoryMib,
         paths: vmPaths(directories.run),
-        origin: { kind: 'clone', ramFile: options.ramFile },
+        origin: { kind: 'incoming' },
+        ram: { kind: 'file', path: options.ramFile, share: false },
         disk: options.diskFile === null ? null : { overlay, backing: options.diskFile, backingFormat: 'raw' },
         nic: {
           tap: options.network.tapName(options.ref.vmid),

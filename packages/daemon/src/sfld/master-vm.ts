@@ -114,6 +114,7 @@ export class MasterVm implements AsyncDisposable {
         memoryMib: shape.memoryMib,
         paths: vmPaths(directories.run),
         origin: { kind: 'boot', kernel: source.kernel, initrd: source.initrd, append: source.append },
+        ram: { kind: 'anonymous' },
         disk: diskSpec,
         nic: { tap, mac: guestMac(ref), mtu: GUEST_MTU },
       },

@@ -1,0 +1,31 @@
+// npm run bench -- NAME [--quick] [--json]
+// Prints a table, and one JSON object as its last line (with --json only that line goes to stdout).
+
+import { parseArgs } from 'node:util';
+import { printTable, type BenchResult } from './figures.ts';
+import { benchFork } from './fork/run.ts';
+
+const BENCHES: Record<string, (options: { quick: boolean; signal: AbortSignal }) => Promise<BenchResult>> = {
+  fork: benchFork,
+};
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { quick: { type: 'boolean', default: false }, json: { type: 'boolean', default: false } },
+});
+const bench = BENCHES[positionals[0] ?? ''];
+if (!bench || positionals.length !== 1) {
+  console.error(`usage: npm run bench -- ${Object.keys(BENCHES).join('|')} [--quick] [--json]`);
+  process.exit(2);
+}
+const interrupted = new AbortController();
+for (const name of ['SIGINT', 'SIGTERM'] as const)
+  process.once(name, () => interrupted.abort(new Error(`interrupted by ${name}`)));
+try {
+  const result = await bench({ quick: values.quick, signal: interrupted.signal });
+  if (!values.json) printTable(result.figures);
+  console.log(JSON.stringify(result));
+} catch (error) {
+  console.error(`bench: ${error instanceof Error ? error.message : String(error)}`);
+  process.exitCode = 1;
+}
