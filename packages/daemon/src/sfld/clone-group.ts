@@ -65,7 +65,7 @@ export class CloneGroup implements AsyncDisposable {
     const { source } = descriptor.header;
     await memtap.attach({
       sources: [{ address: source.address, port: source.port }],
-      keyHex: source.keyHex,
+      key: Buffer.from(source.keyHex, 'hex'),
       presence: descriptor.presence,
     });
     const results = this.#request.clones.map(async ({ vmid }) => {
@@ -108,16 +108,16 @@ export class CloneGroup implements AsyncDisposable {
     const diskBytes = (await bootSource(shape)).disk?.sizeBytes ?? 0;
     const [memtap] = await Promise.all([
       MemtapProcess.start({
-        control: join(this.#directory, 'ctl'),
-        mount,
+        controlPath: join(this.#directory, 'ctl'),
+        mountPath: mount,
         ramBytes: shape.memoryMib * 2 ** 20,
         diskBytes,
-        logFile: join(this.#context.runDir, 'memtap.log'),
+        logPath: join(this.#context.runDir, 'memtap.log'),
       }),
       network.addTaps(clones),
     ]);
     this.#memtap = memtap;
-    memtap.on('source-lost', (reason: string) => this.#onSourceLost(reason));
+    memtap.onSourceLost(({ reason }) => this.#onSourceLost(reason));
     void memtap.exited.then(() => this.#onSourceLost('its memtap ended'));
     const waiting = [...clones];
     const starter = async (): Promise<void> => {
@@ -129,8 +129,8 @@ export class CloneGroup implements AsyncDisposable {
             ticket: this.ticket,
             shape,
             vcpus,
-            ramFile: join(mount, 'ram'),
-            diskFile: diskBytes > 0 ? join(mount, 'disk') : null,
+            ramFile: memtap.ramPath,
+            diskFile: diskBytes > 0 ? memtap.diskPath : null,
             diskBytes,
             network,
           });

@@ -7,18 +7,16 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { SnowflockError } from '@snowflock/protocol';
-import { MemserverProcess } from '@snowflock/replication';
+import { PAGE_KEY_BYTES, SnowflockError } from '@snowflock/protocol';
+import { MemserverProcess, type MemserverStats } from '@snowflock/replication';
 import type { FrozenVm, RamRange } from '@snowflock/vm';
 import { ticketDirectory, type HostContext } from './context.ts';
-
-/** Bytes of the fork's key, which memserver and memtaps prove to know. */
-const KEY_BYTES = 32;
 
 export class ForkSource implements AsyncDisposable {
   readonly ticket: string;
   readonly clusterid: number;
-  readonly keyHex = randomBytes(KEY_BYTES).toString('hex');
+  /** Proves to memserver and memtaps that the other belongs to this fork. */
+  readonly key = randomBytes(PAGE_KEY_BYTES);
   readonly leasePath: string;
   readonly #directory: string;
   readonly #memserver: Promise<MemserverProcess>;
@@ -35,12 +33,12 @@ export class ForkSource implements AsyncDisposable {
   async #start(context: HostContext): Promise<MemserverProcess> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     const memserver = await MemserverProcess.start({
-      control: join(this.#directory, 'ctl'),
-      lease: this.leasePath,
-      address: context.address,
-      logFile: join(context.runDir, 'memserver.log'),
+      controlPath: join(this.#directory, 'ctl'),
+      leasePath: this.leasePath,
+      listenAddress: context.address,
+      logPath: join(context.runDir, 'memserver.log'),
     });
-    await memserver.configure({ keyHex: this.keyHex });
+    await memserver.configure({ key: this.key });
     return memserver;
   }
 
@@ -56,7 +54,7 @@ export class ForkSource implements AsyncDisposable {
     const memserver = await this.#memserver;
     const { presence, presentPages } = await memserver.freeze({
       pid: frozen.process.pid,
-      ramRanges: [options.ram],
+      ramRanges: [{ start: options.ram.start.toString(16), length: options.ram.length }],
       ...(frozen.disk
         ? { disk: { format: 'qcow2' as const, path: frozen.disk.path, sizeBytes: options.diskBytes } }
         : {}),
@@ -64,7 +62,7 @@ export class ForkSource implements AsyncDisposable {
     return { port: memserver.port, presence, presentPages };
   }
 
-  async stats(): Promise<Record<string, unknown> | null> {
+  async stats(): Promise<MemserverStats | null> {
     try {
       return await (await this.#memserver).stats();
     } catch (error) {

@@ -17,6 +17,7 @@ import {
   type StartMaster,
   type VmRef,
 } from '@snowflock/protocol';
+import type { MemserverStats } from '@snowflock/replication';
 import { CloneGroup } from './clone-group.ts';
 import type { HostContext } from './context.ts';
 import { ForkSource } from './fork-source.ts';
@@ -128,7 +129,7 @@ export class HostDaemon implements AsyncDisposable {
     return [...this.#gone, ...live.flat()];
   }
 
-  async sourceStats(ticket: string): Promise<Record<string, unknown> | null> {
+  async sourceStats(ticket: string): Promise<MemserverStats | null> {
     return (await this.#sources.get(ticket)?.stats()) ?? null;
   }
 

@@ -222,7 +222,7 @@ export class MasterVm implements AsyncDisposable {
         forkId: fork.forkId,
         nclones: fork.clones.length,
         shape: this.shape,
-        source: { address: this.#context.address, port, keyHex: source.keyHex },
+        source: { address: this.#context.address, port, keyHex: source.key.toString('hex') },
         ramBytes: ram.length,
         diskBytes,
       },
