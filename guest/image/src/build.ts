@@ -7,7 +7,13 @@ import { isErrorCode, SnowflockError } from '@snowflock/protocol';
 import { run } from './command.ts';
 import { debian } from './debian.ts';
 import { hashSources } from './guest-tools.ts';
-import { encodeManifest, MANIFEST_FILE, type ImageManifest, type ImageName } from './manifest.ts';
+import {
+  encodeManifest,
+  IMAGE_NAMES,
+  MANIFEST_FILE,
+  type ImageManifest,
+  type ImageName,
+} from './manifest.ts';
 import { micro } from './micro.ts';
 import type { Recipe } from './recipe.ts';
 import { imageDirectory, inWorkDirectory, listImages, publish } from './store.ts';
@@ -28,17 +34,24 @@ export interface BuildOptions {
  */
 export async function buildImage(name: ImageName, options: BuildOptions = {}): Promise<ImageManifest> {
   const recipe = RECIPES[name];
-  const sources = await hashSources();
+  const sources = await hashSources(
+    IMAGE_NAMES.filter((other) => other !== name).map((other) => `${other}.ts`),
+  );
   try {
     const ready = options.refresh ? undefined : await existing(name, (image) => image.recipe === sources);
     if (ready) return ready;
-    return await inWorkDirectory(name, options.signal, (work) => buildAlone(name, recipe, sources, work, options));
+    return await inWorkDirectory(name, options.signal, (work) =>
+      buildAlone(name, recipe, sources, work, options),
+    );
   } catch (error) {
     throw asBuildError(error, options.signal);
   }
 }
 
-async function existing(name: ImageName, same: (image: ImageManifest) => boolean): Promise<ImageManifest | undefined> {
+async function existing(
+  name: ImageName,
+  same: (image: ImageManifest) => boolean,
+): Promise<ImageManifest | undefined> {
   return (await listImages()).find((image) => image.name === name && same(image));
 }
 
@@ -50,7 +63,10 @@ async function buildAlone(
   options: BuildOptions,
 ): Promise<ImageManifest> {
   const versions = await candidateVersions(recipe.packages, options.signal);
-  const hash = createHash('sha256').update(JSON.stringify([sources, versions])).digest('hex').slice(0, 16);
+  const hash = createHash('sha256')
+    .update(JSON.stringify([sources, versions]))
+    .digest('hex')
+    .slice(0, 16);
   // Another builder may have finished while this one waited for its turn.
   const ready = await existing(name, (image) => image.hash === hash);
   if (ready) return ready;
@@ -94,16 +110,29 @@ async function candidateVersions(
   }
   const missing = packages.filter((name) => versions[name] === undefined);
   if (missing.length > 0)
-    throw new SnowflockError('unavailable', `Debian packages not found: ${missing.join(', ')}; run 'apt-get update'`);
+    throw new SnowflockError(
+      'unavailable',
+      `Debian packages not found: ${missing.join(', ')}; run 'apt-get update'`,
+    );
   return versions;
 }
 
 function asBuildError(error: unknown, signal: AbortSignal | undefined): unknown {
   if (signal?.aborted) return signal.reason;
-  if (error instanceof SnowflockError || !(error instanceof Error) || !('code' in error) || isErrorCode(error.code)) return error;
+  if (
+    error instanceof SnowflockError ||
+    !(error instanceof Error) ||
+    !('code' in error) ||
+    isErrorCode(error.code)
+  )
+    return error;
   if (error.code === 'ENOSPC' || error.code === 'EDQUOT')
-    return new SnowflockError('unavailable', `no disk space for the image: ${error.message}`, { cause: error });
+    return new SnowflockError('unavailable', `no disk space for the image: ${error.message}`, {
+      cause: error,
+    });
   if (error.code === 'EACCES' || error.code === 'EPERM' || error.code === 'EROFS')
-    return new SnowflockError('unavailable', `the image store cannot be written: ${error.message}`, { cause: error });
+    return new SnowflockError('unavailable', `the image store cannot be written: ${error.message}`, {
+      cause: error,
+    });
   return new SnowflockError('internal', error.message, { cause: error });
 }

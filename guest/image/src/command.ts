@@ -35,9 +35,15 @@ export async function run(tool: string, args: readonly string[], options: RunOpt
   options.signal?.throwIfAborted();
   const env = { ...process.env, LC_ALL: 'C', DEBIAN_FRONTEND: 'noninteractive', ...options.env };
   // A process group of its own: stopping the tool must also stop what it started.
-  const child = spawn(tool, [...args], { cwd: options.cwd, env, detached: true, stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = spawn(tool, [...args], {
+    cwd: options.cwd,
+    env,
+    detached: true,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
   const killGroup = (signal: NodeJS.Signals): void => {
-    if (child.pid !== undefined && child.exitCode === null && child.signalCode === null) process.kill(-child.pid, signal);
+    if (child.pid !== undefined && child.exitCode === null && child.signalCode === null)
+      process.kill(-child.pid, signal);
   };
   let killer: NodeJS.Timeout | undefined;
   const stop = (): void => {
@@ -60,16 +66,22 @@ export async function run(tool: string, args: readonly string[], options: RunOpt
   try {
     const status = await new Promise<string>((resolve, reject) => {
       child.once('error', reject);
-      child.once('close', (code, signal) => resolve(code === null ? `signal ${signal ?? '?'}` : `status ${code}`));
+      child.once('close', (code, signal) =>
+        resolve(code === null ? `signal ${signal ?? '?'}` : `status ${code}`),
+      );
     });
     options.signal?.throwIfAborted();
     if (status !== 'status 0') throw failure(tool, status, tail);
     return Buffer.concat(out).toString();
   } catch (error) {
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT')
-      throw new SnowflockError('unavailable', `the tool '${tool}' is missing: apt-get install ${PACKAGE_OF[tool] ?? tool}`, {
-        cause: error,
-      });
+      throw new SnowflockError(
+        'unavailable',
+        `the tool '${tool}' is missing: apt-get install ${PACKAGE_OF[tool] ?? tool}`,
+        {
+          cause: error,
+        },
+      );
     throw error;
   } finally {
     clearTimeout(killer);

@@ -108,7 +108,11 @@ async function installGuest(root: string, tools: string): Promise<void> {
   await place(join(tools, 'sf.h'), 'usr/include/sf.h', 0o644);
   for (const [path, target] of GUEST_LINKS) await symlink(target, join(root, path));
   for (const file of ['__init__.py', 'domUapi.py'])
-    await place(join(GUEST_DIRECTORY, 'python/snowflock', file), `usr/lib/python3/dist-packages/snowflock/${file}`, 0o644);
+    await place(
+      join(GUEST_DIRECTORY, 'python/snowflock', file),
+      `usr/lib/python3/dist-packages/snowflock/${file}`,
+      0o644,
+    );
   await writeFile(join(root, 'etc/fstab'), '/dev/vda / ext4 defaults 0 1\n');
   await writeFile(join(root, 'etc/hosts'), '127.0.0.1 localhost\n');
   await writeFile(join(root, 'etc/hostname'), 'snowflock\n');

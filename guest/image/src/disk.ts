@@ -12,5 +12,7 @@ export async function makeDisk(disk: {
   // Not lazy: a fresh guest would write inode tables in the background, and every clone's overlay with it.
   const options = ['-E', 'lazy_itable_init=0,lazy_journal_init=0', '-m', '0'];
   const size = `${Math.ceil(disk.sizeBytes / 1024)}k`;
-  await run('mke2fs', ['-q', '-F', '-t', 'ext4', ...options, '-d', disk.from, disk.path, size], { signal: disk.signal });
+  await run('mke2fs', ['-q', '-F', '-t', 'ext4', ...options, '-d', disk.from, disk.path, size], {
+    signal: disk.signal,
+  });
 }

@@ -28,15 +28,19 @@ export async function buildGuestTools(output: string, signal: AbortSignal | unde
   await run('make', ['-s', '-C', join(GUEST_DIRECTORY, 'c'), '-j4', `O=${output}`, 'all'], { signal });
 }
 
-/** A hash of everything an image is made of that lies in this repository: guest sources and this builder with its recipes. */
-export async function hashSources(): Promise<string> {
+/**
+ * A hash of everything an image is made of that lies in this repository: the guest's sources and this builder, without the recipe files
+ * of other images (paths relative to this folder).
+ */
+export async function hashSources(otherRecipes: readonly string[]): Promise<string> {
+  const others = otherRecipes.map((file) => join(import.meta.dirname, file));
   const hash = createHash('sha256');
   for (const part of ['c', 'python', 'image/src']) {
     const root = join(GUEST_DIRECTORY, part);
     const files = (await readdir(root, { recursive: true, withFileTypes: true }))
       .filter((entry) => entry.isFile() && /\.(c|h|py|ts)$|^Makefile$/.test(entry.name))
       .map((entry) => join(entry.parentPath, entry.name))
-      .filter((path) => !path.includes('/build/'))
+      .filter((path) => !path.startsWith(join(root, 'build/')) && !others.includes(path))
       .sort();
     for (const path of files) {
       hash.update(`${path.slice(GUEST_DIRECTORY.length)}\0`);

@@ -5,7 +5,14 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SnowflockError } from '@snowflock/protocol';
 import { run } from './command.ts';
-import { encodeCpio, MODE_CHARACTER, MODE_DIRECTORY, MODE_FILE, MODE_SYMLINK, type CpioEntry } from './cpio.ts';
+import {
+  encodeCpio,
+  MODE_CHARACTER,
+  MODE_DIRECTORY,
+  MODE_FILE,
+  MODE_SYMLINK,
+  type CpioEntry,
+} from './cpio.ts';
 import { GUEST_LINKS, GUEST_PROGRAMS } from './guest-tools.ts';
 import type { Kernel } from './kernel.ts';
 
@@ -14,7 +21,20 @@ const BUSYBOX = '/bin/busybox';
 /** Where sf-init looks for modules. */
 const MODULE_DIRECTORY = 'lib/snowflock/modules';
 
-const DIRECTORIES = ['bin', 'dev', 'disk', 'etc', 'lib/snowflock', MODULE_DIRECTORY, 'proc', 'root', 'run', 'sbin', 'sys', 'tmp'];
+const DIRECTORIES = [
+  'bin',
+  'dev',
+  'disk',
+  'etc',
+  'lib/snowflock',
+  MODULE_DIRECTORY,
+  'proc',
+  'root',
+  'run',
+  'sbin',
+  'sys',
+  'tmp',
+];
 const MORE_DIRECTORIES = ['lib', 'usr', 'usr/bin', 'usr/sbin', 'usr/lib', 'usr/lib/snowflock', 'var'];
 
 const TEXT_FILES: Readonly<Record<string, string>> = {
@@ -59,6 +79,8 @@ async function busyboxApplets(signal: AbortSignal | undefined): Promise<string[]
     const list = await run(BUSYBOX, ['--list'], { signal });
     return list.split('\n').filter((name) => name !== '' && name !== 'busybox' && name !== 'init');
   } catch (error) {
-    throw new SnowflockError('unavailable', `${BUSYBOX} does not run: apt-get install ${BUSYBOX_PACKAGE}`, { cause: error });
+    throw new SnowflockError('unavailable', `${BUSYBOX} does not run: apt-get install ${BUSYBOX_PACKAGE}`, {
+      cause: error,
+    });
   }
 }

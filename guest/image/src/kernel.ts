@@ -42,12 +42,16 @@ export async function fetchKernel(workDirectory: string, signal: AbortSignal | u
   const meta = await downloadPackage(KERNEL_PACKAGE, download, signal);
   const depends = await run('dpkg-deb', ['-f', meta, 'Depends'], { signal });
   const packageName = /linux-image-\S+/.exec(depends)?.[0];
-  if (!packageName) throw new SnowflockError('internal', `${KERNEL_PACKAGE} depends on no kernel image: '${depends.trim()}'`);
+  if (!packageName)
+    throw new SnowflockError('internal', `${KERNEL_PACKAGE} depends on no kernel image: '${depends.trim()}'`);
   const deb = await downloadPackage(packageName, download, signal);
   await run('dpkg-deb', ['-x', deb, root], { signal });
   const release = packageName.slice('linux-image-'.length);
   const path = join(workDirectory, 'vmlinux');
-  await writeFile(path, await uncompress(await readFile(join(root, 'boot', `vmlinuz-${release}`)), workDirectory, signal));
+  await writeFile(
+    path,
+    await uncompress(await readFile(join(root, 'boot', `vmlinuz-${release}`)), workDirectory, signal),
+  );
   return {
     path,
     packageName,
@@ -63,7 +67,11 @@ async function downloadPackage(name: string, into: string, signal: AbortSignal |
     await run('apt-get', ['-q', '-o', 'APT::Sandbox::User=root', 'download', name], { cwd: into, signal });
   } catch (error) {
     if (error instanceof SnowflockError && error.code === 'internal')
-      throw new SnowflockError('unavailable', `cannot download ${name}; 'apt-get update' may help. ${error.message}`, { cause: error });
+      throw new SnowflockError(
+        'unavailable',
+        `cannot download ${name}; 'apt-get update' may help. ${error.message}`,
+        { cause: error },
+      );
     throw error;
   }
   const file = (await readdir(into)).find((entry) => entry.endsWith('.deb') && !before.has(entry));
@@ -98,17 +106,24 @@ const COMPRESSIONS = [
   { magic: Buffer.from([0x1f, 0x8b]), tool: 'gzip' },
 ] as const;
 
-async function uncompress(bzImage: Buffer, workDirectory: string, signal: AbortSignal | undefined): Promise<Buffer> {
-  const start = ((bzImage.readUInt8(SETUP_SECTS_AT) || 4) + 1) * 512 + bzImage.readUInt32LE(PAYLOAD_OFFSET_AT);
+async function uncompress(
+  bzImage: Buffer,
+  workDirectory: string,
+  signal: AbortSignal | undefined,
+): Promise<Buffer> {
+  const start =
+    ((bzImage.readUInt8(SETUP_SECTS_AT) || 4) + 1) * 512 + bzImage.readUInt32LE(PAYLOAD_OFFSET_AT);
   // The payload ends with four bytes that tell its uncompressed size; they are not part of the compressed stream.
   const payload = bzImage.subarray(start, start + bzImage.readUInt32LE(PAYLOAD_LENGTH_AT) - 4);
   const compression = COMPRESSIONS.find(({ magic }) => payload.subarray(0, magic.length).equals(magic));
-  if (!compression) throw new SnowflockError('internal', 'the kernel is compressed in a way this program does not know');
+  if (!compression)
+    throw new SnowflockError('internal', 'the kernel is compressed in a way this program does not know');
   const from = join(workDirectory, 'vmlinux.compressed');
   const to = join(workDirectory, 'vmlinux.elf');
   await writeFile(from, payload);
   await run('sh', ['-c', `${compression.tool} -dc < "$1" > "$2"`, 'sh', from, to], { signal });
   const elf = await readFile(to);
-  if (elf.readUInt32BE(0) !== 0x7f454c46) throw new SnowflockError('internal', 'the uncompressed kernel is not an ELF file');
+  if (elf.readUInt32BE(0) !== 0x7f454c46)
+    throw new SnowflockError('internal', 'the uncompressed kernel is not an ELF file');
   return elf;
 }

@@ -36,7 +36,8 @@ async function removeStale(path: string, stale: string, token: string): Promise<
     await rename(path, aside);
     if ((await textOf(aside)) !== stale) await link(aside, path);
   } catch (error) {
-    if (!(error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'EEXIST'))) throw error;
+    if (!(error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'EEXIST')))
+      throw error;
   } finally {
     await rm(aside, { force: true });
   }

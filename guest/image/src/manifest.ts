@@ -77,9 +77,11 @@ export async function readManifest(directory: string): Promise<ImageManifest> {
   const name = IMAGE_NAMES.find((known) => known === text('name'));
   if (!name) throw bad(`unknown image name '${text('name')}'`);
   const packages: Record<string, string> = {};
-  for (const [key, version] of Object.entries(record(fields['packages']) ?? {})) packages[key] = String(version);
+  for (const [key, version] of Object.entries(record(fields['packages']) ?? {}))
+    packages[key] = String(version);
   const disk = record(fields['disk']);
-  if (disk && (typeof disk['path'] !== 'string' || typeof disk['sizeBytes'] !== 'number')) throw bad(`'disk' is incomplete`);
+  if (disk && (typeof disk['path'] !== 'string' || typeof disk['sizeBytes'] !== 'number'))
+    throw bad(`'disk' is incomplete`);
   return {
     name,
     hash: text('hash'),
@@ -90,10 +92,14 @@ export async function readManifest(directory: string): Promise<ImageManifest> {
     append: text('append'),
     createdAt: text('createdAt'),
     packages,
-    ...(disk && { disk: { path: inside(String(disk['path'])), format: 'raw', sizeBytes: Number(disk['sizeBytes']) } }),
+    ...(disk && {
+      disk: { path: inside(String(disk['path'])), format: 'raw', sizeBytes: Number(disk['sizeBytes']) },
+    }),
   };
 }
 
 function record(value: unknown): Record<string, unknown> | undefined {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Record<string, unknown>) : undefined;
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+    ? (value as Record<string, unknown>)
+    : undefined;
 }

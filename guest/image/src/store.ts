@@ -22,12 +22,14 @@ async function entries(): Promise<string[]> {
   }
 }
 
-const nameOf = (entry: string): ImageName | undefined => IMAGE_NAMES.find((name) => entry.startsWith(`${name}-`));
+const nameOf = (entry: string): ImageName | undefined =>
+  IMAGE_NAMES.find((name) => entry.startsWith(`${name}-`));
 
 /** All images of the store, newest first. */
 export async function listImages(): Promise<ImageManifest[]> {
   const images: ImageManifest[] = [];
-  for (const entry of await entries()) if (nameOf(entry)) images.push(await readManifest(join(storeDirectory(), entry)));
+  for (const entry of await entries())
+    if (nameOf(entry)) images.push(await readManifest(join(storeDirectory(), entry)));
   return images.sort((a, b) => b.createdAt.localeCompare(a.createdAt));
 }
 
@@ -38,7 +40,9 @@ export async function findImage(name: string): Promise<ImageManifest> {
   const known = IMAGE_NAMES.some((candidate) => candidate === name);
   throw new SnowflockError(
     'no-such-image',
-    known ? `image '${name}' has not been built on this host` : `there is no image '${name}'; there are ${IMAGE_NAMES.join(' and ')}`,
+    known
+      ? `image '${name}' has not been built on this host`
+      : `there is no image '${name}'; there are ${IMAGE_NAMES.join(' and ')}`,
   );
 }
 
@@ -52,7 +56,8 @@ export async function inWorkDirectory<T>(
   await mkdir(store, { recursive: true });
   return withLock(join(store, `.${name}.lock`), { signal }, async () => {
     const prefix = `.tmp-${name}-`;
-    for (const left of await entries()) if (left.startsWith(prefix)) await rm(join(store, left), { recursive: true, force: true });
+    for (const left of await entries())
+      if (left.startsWith(prefix)) await rm(join(store, left), { recursive: true, force: true });
     const work = join(store, `${prefix}${process.pid}`);
     await mkdir(work);
     try {

@@ -89,7 +89,11 @@ export class AgentBench implements AsyncDisposable {
   }
 
   /** Runs a program against this agent. */
-  run(program: string, args: readonly string[], more: { env?: Record<string, string> } = {}): Promise<Finished> {
+  run(
+    program: string,
+    args: readonly string[],
+    more: { env?: Record<string, string> } = {},
+  ): Promise<Finished> {
     return this.start(program, args, more).done;
   }
 
@@ -129,7 +133,10 @@ export class AgentBench implements AsyncDisposable {
   }
 
   python(code: string): [string, string[]] {
-    return ['/usr/bin/env', [`PYTHONPATH=${join(GUEST, 'python')}`, 'PYTHONDONTWRITEBYTECODE=1', 'python3', '-c', code]];
+    return [
+      '/usr/bin/env',
+      [`PYTHONPATH=${join(GUEST, 'python')}`, 'PYTHONDONTWRITEBYTECODE=1', 'python3', '-c', code],
+    ];
   }
 
   /** A raw connection to the agent socket. */

@@ -6,7 +6,8 @@ import { testIdentity } from './host-side.ts';
 import { haveTools } from './needs.ts';
 import { TestVm, type TestVmOptions } from './vm.ts';
 
-const able = haveTools('qemu-system-x86_64', 'gcc', 'make', 'mke2fs', 'mmdebstrap') && process.getuid?.() === 0;
+const able =
+  haveTools('qemu-system-x86_64', 'gcc', 'make', 'mke2fs', 'mmdebstrap') && process.getuid?.() === 0;
 const T = '11111111-2222-3333-4444-555555555555';
 
 async function bootWithIdentity(image: ImageManifest, options: TestVmOptions = {}): Promise<TestVm> {
@@ -25,14 +26,26 @@ describe.skipIf(!able)('micro', () => {
 
   it('boots, takes its identity, runs commands', async () => {
     await using vm = await bootWithIdentity(image);
-    const { stdout } = await vm.host.exec(['sh', '-c', 'hostname; ip -4 addr show eth0; cat /sys/class/net/eth0/address; date +%s']);
+    const { stdout } = await vm.host.exec([
+      'sh',
+      '-c',
+      'hostname; ip -4 addr show eth0; cat /sys/class/net/eth0/address; date +%s',
+    ]);
     expect(stdout).toMatch(/^master\n/);
     expect(stdout).toContain('mtu 1400');
     expect(stdout).toContain('inet 10.0.0.1/24');
     expect(stdout).toContain('52:54:00:00:00:01');
     expect(Math.abs(Number(stdout.trim().split('\n').at(-1)) - Date.now() / 1000)).toBeLessThan(5);
-    expect(await vm.host.exec(['sh', '-c', 'echo no >&2; exit 3'])).toEqual({ status: 3, stdout: '', stderr: 'no\n' });
-    const scratch = await vm.host.exec(['sh', '-c', 'echo kept > /disk/file && cat /disk/file && df -m /disk | tail -n 1']);
+    expect(await vm.host.exec(['sh', '-c', 'echo no >&2; exit 3'])).toEqual({
+      status: 3,
+      stdout: '',
+      stderr: 'no\n',
+    });
+    const scratch = await vm.host.exec([
+      'sh',
+      '-c',
+      'echo kept > /disk/file && cat /disk/file && df -m /disk | tail -n 1',
+    ]);
     expect(scratch.stdout).toMatch(/^kept\n\/dev\/vda/);
     expect((await vm.host.exec(['/usr/lib/snowflock/sfrandom', '8'])).stdout).toMatch(/^[0-9a-f]{16}\n$/);
   });
@@ -57,7 +70,9 @@ describe.skipIf(!able)('micro', () => {
       testIdentity({ vmid: 3, nclones: 3, hostname: 'clone3', ip: '10.0.0.4', mac: '52:54:00:00:00:04' }),
     );
     await vm.host.next('identified', 5000, call.id);
-    console.log(`micro, ${cpus} CPUs: ${(performance.now() - sent).toFixed(1)} ms from IDENTITY to IDENTIFIED`);
+    console.log(
+      `micro, ${cpus} CPUs: ${(performance.now() - sent).toFixed(1)} ms from IDENTITY to IDENTIFIED`,
+    );
     const { stdout } = await vm.host.exec([
       'sh',
       '-c',
@@ -105,8 +120,8 @@ describe.skipIf(!able)('micro', () => {
     expect((await vm.host.exec(['sh', '-c', wait])).stdout).toBe('2 wrong=0 pages=4096 torn=0\n');
   });
 
-  it('boots in 64 MiB', async () => {
-    await using vm = await bootWithIdentity(image, { memoryMib: 64 });
+  it('boots in 96 MiB', async () => {
+    await using vm = await bootWithIdentity(image, { memoryMib: 96 });
     expect((await vm.host.exec(['true'])).status).toBe(0);
   });
 

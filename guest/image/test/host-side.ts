@@ -39,38 +39,29 @@ export class HostSide {
   readonly socket: Socket;
   readonly #decoder = new GuestFrameDecoder();
   readonly #frames: GuestFrame[] = [];
-  #wake: (() => void) | undefined;
+  readonly #waiters = new Set<() => void>();
   #session = 1;
 
   constructor(socket: Socket) {
     this.socket = socket;
     socket.on('data', (chunk: Buffer) => {
       this.#frames.push(...this.#decoder.push(chunk));
-      this.#wake?.();
+      this.#wakeAll();
     });
-    socket.on('error', () => this.#wake?.());
+    socket.on('error', () => this.#wakeAll());
   }
 
   send(type: FrameName, id: number, payload?: Buffer | string): void {
-    this.socket.write(encodeGuestFrame({ type: GuestFrameType[type], id, ...(payload !== undefined && { payload }) }));
+    this.socket.write(
+      encodeGuestFrame({ type: GuestFrameType[type], id, ...(payload !== undefined && { payload }) }),
+    );
   }
 
   /** Takes the first waiting frame of that type (and id), waiting for it if need be; others stay. */
   async next(type: FrameName, timeoutMs = 5000, id?: number): Promise<GuestFrame> {
-    const end = Date.now() + timeoutMs;
-    for (;;) {
-      const at = this.#frames.findIndex((f) => f.type === GuestFrameType[type] && (id === undefined || f.id === id));
-      if (at >= 0) return this.#frames.splice(at, 1)[0]!;
-      const left = end - Date.now();
-      if (left <= 0) throw new Error(`no ${type} frame within ${timeoutMs} ms; waiting: ${this.#frames.map((f) => f.type).join(' ')}`);
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, left);
-        this.#wake = () => {
-          clearTimeout(timer);
-          resolve();
-        };
-      });
-    }
+    const wanted = (f: GuestFrame): boolean =>
+      f.type === GuestFrameType[type] && (id === undefined || f.id === id);
+    return this.#take(wanted, timeoutMs, `${type} frame`);
   }
 
   /** Frames of that type that have come and were not taken. */
@@ -92,8 +83,10 @@ export class HostSide {
   /** Collects what a session writes, granting credit, until it exits. */
   async finishExec(id: number, timeoutMs = 20_000): Promise<ExecResult> {
     const out: Buffer[][] = [[], [], []];
+    const ofSession = (f: GuestFrame): boolean =>
+      f.id === id && (f.type === GuestFrameType.execOut || f.type === GuestFrameType.execExit);
     for (;;) {
-      const frame = await Promise.any([this.#sessionFrame(id, timeoutMs)]);
+      const frame = await this.#take(ofSession, timeoutMs, `end of exec session ${id}`);
       if (frame.type === GuestFrameType.execExit)
         return {
           status: frame.payload.readInt32LE(0),
@@ -119,22 +112,31 @@ export class HostSide {
     return this.finishExec(id);
   }
 
-  async #sessionFrame(id: number, timeoutMs: number): Promise<GuestFrame> {
+  async #take(wanted: (frame: GuestFrame) => boolean, timeoutMs: number, what: string): Promise<GuestFrame> {
     const end = Date.now() + timeoutMs;
     for (;;) {
-      const at = this.#frames.findIndex(
-        (f) => f.id === id && (f.type === GuestFrameType.execOut || f.type === GuestFrameType.execExit),
-      );
-      if (at >= 0) return this.#frames.splice(at, 1)[0]!;
-      if (Date.now() >= end) throw new Error(`exec session ${id} did not end within ${timeoutMs} ms`);
+      const at = this.#frames.findIndex(wanted);
+      const [frame] = at < 0 ? [] : this.#frames.splice(at, 1);
+      if (frame) return frame;
+      const left = end - Date.now();
+      if (left <= 0)
+        throw new Error(
+          `no ${what} within ${timeoutMs} ms; types waiting: ${this.#frames.map((f) => f.type).join(' ')}`,
+        );
       await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, end - Date.now());
-        this.#wake = () => {
+        const done = (): void => {
           clearTimeout(timer);
+          this.#waiters.delete(done);
           resolve();
         };
+        const timer = setTimeout(done, left);
+        this.#waiters.add(done);
       });
     }
+  }
+
+  #wakeAll(): void {
+    for (const wake of [...this.#waiters]) wake();
   }
 
   close(): void {

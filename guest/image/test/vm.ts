@@ -25,7 +25,13 @@ export class TestVm implements AsyncDisposable {
   readonly #directory: string;
   readonly #console: { text: string };
 
-  private constructor(parts: { host: HostSide; bootMs: number; qemu: ChildProcess; directory: string; console: { text: string } }) {
+  private constructor(parts: {
+    host: HostSide;
+    bootMs: number;
+    qemu: ChildProcess;
+    directory: string;
+    console: { text: string };
+  }) {
     this.host = parts.host;
     this.bootMs = parts.bootMs;
     this.#qemu = parts.qemu;
@@ -38,7 +44,9 @@ export class TestVm implements AsyncDisposable {
     const channel = join(directory, 'channel');
     const console = { text: '' };
     const started = Date.now();
-    const qemu = spawn('qemu-system-x86_64', qemuArgs(image, channel, options), { stdio: ['pipe', 'pipe', 'pipe'] });
+    const qemu = spawn('qemu-system-x86_64', qemuArgs(image, channel, options), {
+      stdio: ['pipe', 'pipe', 'pipe'],
+    });
     qemu.stdout.on('data', (chunk: Buffer) => (console.text += chunk.toString()));
     qemu.stderr.on('data', (chunk: Buffer) => (console.text += chunk.toString()));
     try {
@@ -72,15 +80,57 @@ export class TestVm implements AsyncDisposable {
 }
 
 function qemuArgs(image: ImageManifest, channel: string, options: TestVmOptions): string[] {
-  const args = ['-M', 'q35', '-accel', 'tcg,thread=multi', '-cpu', 'max', '-m', String(options.memoryMib ?? 256)];
-  args.push('-smp', String(options.cpus ?? 1), '-nodefaults', '-display', 'none', '-no-reboot', '-serial', 'stdio');
-  args.push('-kernel', image.kernel, '-initrd', image.initrd, '-append', `${image.append} ${options.append ?? ''}`.trim());
-  args.push('-device', 'virtio-serial-pci', '-chardev', `socket,id=channel,path=${channel},server=on,wait=off`);
+  const args = [
+    '-M',
+    'q35',
+    '-accel',
+    'tcg,thread=multi',
+    '-cpu',
+    'max',
+    '-m',
+    String(options.memoryMib ?? 256),
+  ];
+  args.push(
+    '-smp',
+    String(options.cpus ?? 1),
+    '-nodefaults',
+    '-display',
+    'none',
+    '-no-reboot',
+    '-serial',
+    'stdio',
+  );
+  args.push(
+    '-kernel',
+    image.kernel,
+    '-initrd',
+    image.initrd,
+    '-append',
+    `${image.append} ${options.append ?? ''}`.trim(),
+  );
+  args.push(
+    '-device',
+    'virtio-serial-pci',
+    '-chardev',
+    `socket,id=channel,path=${channel},server=on,wait=off`,
+  );
   args.push('-device', 'virtserialport,chardev=channel,name=snowflock');
   if (image.disk)
-    args.push('-drive', `if=none,id=disk,file=${image.disk.path},format=raw,snapshot=on`, '-device', 'virtio-blk-pci,drive=disk');
-  if (options.network) args.push('-netdev', 'user,id=net,restrict=on', '-device', 'virtio-net-pci,netdev=net,romfile=');
-  args.push('-device', 'virtio-balloon-pci,free-page-reporting=on', '-device', 'virtio-rng-pci', ...(options.args ?? []));
+    args.push(
+      '-drive',
+      `if=none,id=disk,file=${image.disk.path},format=raw,snapshot=on`,
+      '-device',
+      'virtio-blk-pci,drive=disk',
+    );
+  if (options.network)
+    args.push('-netdev', 'user,id=net,restrict=on', '-device', 'virtio-net-pci,netdev=net,romfile=');
+  args.push(
+    '-device',
+    'virtio-balloon-pci,free-page-reporting=on',
+    '-device',
+    'virtio-rng-pci',
+    ...(options.args ?? []),
+  );
   return args;
 }
 
