@@ -6,7 +6,8 @@
  *   clients   connections on the agent socket and the calls they wait for
  *   exec      commands run for the host
  *   hold      the CPUs, from HOLD to IDENTITY
- *   identity  who this VM is: generator, clock, name, network
+ *   identity  who this VM is: generator, clock, name
+ *   network   its interface and address
  *
  * One thread runs all of it. The only other threads are hold's, which spin and touch nothing.
  */

@@ -4,56 +4,34 @@
  */
 #define _GNU_SOURCE
 #include "agent.h"
+#include "identity.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/random.h>
-#include <net/if.h>
-#include <net/if_arp.h>
-#include <net/route.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-#define INTERFACE "eth0"
 #define TEXT_MAX 4096u
-#define ENTROPY_BYTES 64
 #define IDENTITY_FILE "/run/snowflock/identity"
 
-struct identity {
-	long clusterid, vmid, nclones;
-	char hostname[65];
-	bool has_net;
-	struct in_addr ip;
-	unsigned prefix;
-	unsigned char mac[6];
-	int mtu;
-	struct in_addr gateway; /* 0: keep the default route there is */
-	int64_t time_ns;
-	bool has_entropy;
-	uint8_t entropy[ENTROPY_BYTES];
-};
-
 static struct identity current = {.clusterid = -1, .vmid = -1};
-static int random_fd = -1, net_fd = -1, file_fd = -1;
+static int random_fd = -1, file_fd = -1;
 
 void identity_open(void)
 {
 	if (options.no_identity)
 		return;
 	random_fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
-	net_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	network_open();
 	mkdir("/run/snowflock", 0755);
 	file_fd = open(IDENTITY_FILE, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-	/* A link-local address made from the first MAC would be the same in every clone. */
-	write_file("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-	write_file("/proc/sys/net/ipv6/conf/" INTERFACE "/disable_ipv6", "1");
 }
 
 bool identity_known(long *clusterid, long *vmid)
@@ -179,112 +157,6 @@ static void set_clock(const struct identity *id)
 		say("cannot set the clock: %s", strerror(errno));
 }
 
-static struct ifreq request(void)
-{
-	struct ifreq r;
-	memset(&r, 0, sizeof r);
-	strcpy(r.ifr_name, INTERFACE);
-	return r;
-}
-
-static bool change(unsigned long what, struct ifreq *r, const char *name)
-{
-	if (ioctl(net_fd, what, r) == 0)
-		return true;
-	say("%s: %s: %s", INTERFACE, name, strerror(errno));
-	return false;
-}
-
-static void set_address(unsigned long what, struct in_addr addr, const char *name)
-{
-	struct ifreq r = request();
-	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr = addr};
-	memcpy(&r.ifr_addr, &in, sizeof in);
-	change(what, &r, name);
-}
-
-static void set_flags(short on, short off)
-{
-	struct ifreq r = request();
-	if (!change(SIOCGIFFLAGS, &r, "flags"))
-		return;
-	r.ifr_flags = (short)((r.ifr_flags | on) & ~off);
-	change(SIOCSIFFLAGS, &r, "up or down");
-}
-
-/* The gateway of the default route through the interface, 0 if none: a change of address takes that route away. */
-static struct in_addr default_gateway(void)
-{
-	char text[2048], *line;
-	struct in_addr gateway = {0};
-	int fd = open("/proc/net/route", O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-	if (fd >= 0)
-		close(fd);
-	text[n > 0 ? n : 0] = 0;
-	for (line = text; (line = strchr(line, '\n'));) {
-		char name[32];
-		unsigned dest, via, flags;
-		if (sscanf(++line, "%31s %x %x %x", name, &dest, &via, &flags) == 4 && !strcmp(name, INTERFACE) && dest == 0 &&
-		    (flags & RTF_GATEWAY))
-			gateway.s_addr = via; /* printed in the kernel's own byte order */
-	}
-	return gateway;
-}
-
-static void add_default_route(struct in_addr gateway)
-{
-	struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
-	struct sockaddr_in any = {.sin_family = AF_INET}, via = {.sin_family = AF_INET, .sin_addr = gateway};
-	memcpy(&route.rt_dst, &any, sizeof any);
-	memcpy(&route.rt_genmask, &any, sizeof any);
-	memcpy(&route.rt_gateway, &via, sizeof via);
-	if (ioctl(net_fd, SIOCADDRT, &route) < 0 && errno != EEXIST)
-		say("default route: %s", strerror(errno));
-}
-
-static bool same_net(const struct identity *a, const struct identity *b)
-{
-	return a->has_net == b->has_net && a->ip.s_addr == b->ip.s_addr && a->prefix == b->prefix && a->mtu == b->mtu &&
-	       !memcmp(a->mac, b->mac, 6);
-}
-
-/*
- * Virtio network cards take a new MAC while up, which spares the waits of going down; other cards go down for it.
- */
-static void set_network(const struct identity *id)
-{
-	static const unsigned char none[6];
-	struct ifreq r = request();
-	struct in_addr gateway = id->gateway, mask;
-	if (!id->has_net || ioctl(net_fd, SIOCGIFINDEX, &r) < 0)
-		return; /* no such interface: a VM without a network */
-	if (gateway.s_addr == 0 && current.has_net)
-		gateway = default_gateway();
-	if (memcmp(id->mac, none, 6)) {
-		r = request();
-		r.ifr_hwaddr.sa_family = ARPHRD_ETHER;
-		memcpy(r.ifr_hwaddr.sa_data, id->mac, 6);
-		if (ioctl(net_fd, SIOCSIFHWADDR, &r) < 0) {
-			set_flags(0, IFF_UP);
-			change(SIOCSIFHWADDR, &r, "hardware address");
-		}
-	}
-	if (id->mtu) {
-		r = request();
-		r.ifr_mtu = id->mtu;
-		change(SIOCSIFMTU, &r, "MTU");
-	}
-	set_address(SIOCSIFADDR, id->ip, "address");
-	if (id->prefix) {
-		mask.s_addr = htonl(0xffffffffu << (32 - id->prefix));
-		set_address(SIOCSIFNETMASK, mask, "netmask");
-	}
-	set_flags(IFF_UP, 0);
-	if (gateway.s_addr)
-		add_default_route(gateway);
-}
-
 static void write_identity(const struct identity *id)
 {
 	char text[512], ip[INET_ADDRSTRLEN] = "";
@@ -304,8 +176,8 @@ static void become(const struct identity *id)
 	set_clock(id);
 	if (id->hostname[0] && strcmp(id->hostname, current.hostname) && sethostname(id->hostname, strlen(id->hostname)) < 0)
 		say("host name: %s", strerror(errno));
-	if (!same_net(id, &current))
-		set_network(id);
+	if (!same_network(id, &current))
+		network_set(id, current.has_net);
 	write_identity(id);
 }
 
