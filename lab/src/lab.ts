@@ -166,21 +166,21 @@ export class Lab implements AsyncDisposable {
   }
 
   /** Runs a command on a host: its network, hostname and mounts. */
-  exec(k: number, argv: readonly string[], options: CommandOptions = {}): Promise<CommandResult> {
+  async exec(k: number, argv: readonly string[], options: CommandOptions = {}): Promise<CommandResult> {
     return runCommand(onHostArgv(this.#hostRecord(k).holderPid, argv), options);
   }
 
   /** Pulls the host's cable. */
-  cutHost(k: number): Promise<void> {
+  async cutHost(k: number): Promise<void> {
     return setCable(this.name, this.#host(k).k, 'down');
   }
 
-  healHost(k: number): Promise<void> {
+  async healHost(k: number): Promise<void> {
     return setCable(this.name, this.#host(k).k, 'up');
   }
 
   /** Makes a host's link slow or lossy, in both directions; `{}` makes it whole again. */
-  shapeLink(k: number, shape: LinkShape): Promise<void> {
+  async shapeLink(k: number, shape: LinkShape): Promise<void> {
     return shapeCable(this.name, this.#host(k).k, shape);
   }
 
