@@ -100,7 +100,7 @@ export class Fetcher {
     return this.#link !== undefined;
   }
 
-  stats(): object {
+  stats() {
     const link = this.#link;
     return {
       ...this.counters,

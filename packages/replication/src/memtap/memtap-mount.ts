@@ -62,7 +62,7 @@ export class MemtapMount {
       sourceTimeoutMs: options.sourceTimeoutMs,
       onSourceLost: options.onSourceLost,
     });
-    const readerData: ReadWorkerData = { fuseFd, files, shared };
+    const readerData: ReadWorkerData = { fuseFd, files, shared, queue: queueMemory };
     const storeData: StoreWorkerData = { fuseFd, shared, queue: queueMemory };
     this.#readWorker = new Worker(new URL('./read-worker.ts', import.meta.url), { workerData: readerData });
     this.#storeWorker = new Worker(new URL('./store-worker.ts', import.meta.url), { workerData: storeData });
@@ -108,10 +108,11 @@ export class MemtapMount {
 
   stats(): object {
     const counter = (index: number): number => this.#state.counters[index] ?? 0;
-    const fetched = this.fetcher.stats() as { wireBytesSent: number };
+    const fetched = this.fetcher.stats();
     return {
       ...fetched,
       wireBytesSent: fetched.wireBytesSent + counter(Counter.sentBytes),
+      sharedReads: fetched.sharedReads + counter(Counter.queueReads),
       zeroReads: counter(Counter.zeroReads),
       zeroPages: counter(Counter.zeroPages),
       openFiles: this.openFiles,

@@ -1,7 +1,7 @@
 // How many pages beyond the demanded one a miss asks for.
 //
 // A table of recent streams. A miss where a stream's last window ended doubles that stream's window, up to the maximum;
-// a miss close to a known stream restarts it small; any other miss replaces the least recently used stream and gets the
+// a miss inside or close to a known stream halves its window; any other miss replaces the least recently used stream and gets the
 // minimum. Pages that were fetched ahead never come back as READs (the page cache answers), so the next READ of a
 // sequential reader is the one just behind its window. Pure: no clock, no I/O.
 
@@ -31,7 +31,8 @@ export class ReadAhead {
     } else if (firstPage >= (this.#next[stream] ?? 0)) {
       window = Math.max(2 * (this.#window[stream] ?? 0), NEAR_WINDOW);
     } else {
-      window = Math.max(NEAR_WINDOW, limits.min);
+      // inside the stream: pages of it were dropped, or this is no stream after all
+      window = Math.max((this.#window[stream] ?? 0) >> 1, NEAR_WINDOW, limits.min);
     }
     window = Math.min(window, limits.max);
     this.#region[target] = region;

@@ -4,17 +4,10 @@
 //
 // It never issues FUSE_NOTIFY_STORE and never waits for one, so an answer never depends on a STORE.
 
-import { readSync, writeSync, writevSync } from 'node:fs';
+import { readSync, writevSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
-import {
-  createPageFrame,
-  PAGE_BYTES,
-  PAGE_FLAG_URGENT,
-  PAGE_FRAME_HEADER_BYTES,
-  PAGE_WIRE_MAX_PAGES,
-  PageFrameType,
-  writePageFrame,
-} from '@snowflock/protocol';
+import { PAGE_BYTES, PAGE_WIRE_MAX_PAGES } from '@snowflock/protocol';
+import { DemandSender } from './demand-sender.ts';
 import {
   answerMetadata,
   Errno,
@@ -26,17 +19,11 @@ import {
   FuseOp,
   writeOutHeader,
 } from './fuse/protocol.ts';
-import { ReadAhead } from './read-ahead.ts';
 import {
   Control,
   Counter,
-  demandRequestId,
-  EXTRA_PART_PAGES,
-  EXTRA_PARTS_MAX,
   GENERATION_MASK,
   PageState,
-  RING_ENTRIES,
-  RING_UNSENT,
   sharedNowUs,
   SharedState,
   type SharedMemory,
@@ -44,11 +31,13 @@ import {
   SLOT_COUNT,
   SlotKind,
 } from './shared-state.ts';
+import { StoreQueue, type StoreQueueMemory } from './store-queue.ts';
 
 export interface ReadWorkerData {
   readonly fuseFd: number;
   readonly files: readonly FuseFile[];
   readonly shared: SharedMemory;
+  readonly queue: StoreQueueMemory;
 }
 
 /** How long to sleep between looks for a free slot; only reached when thousands of READs are held. */
@@ -61,19 +50,23 @@ class ReadWorker {
   readonly #request = Buffer.alloc(FUSE_REQUEST_BYTES);
   readonly #out = Buffer.alloc(FUSE_OUT_HEADER + 128);
   readonly #zeros = Buffer.alloc(FUSE_MAX_READ_BYTES);
-  readonly #frames = Buffer.alloc(PAGE_FRAME_HEADER_BYTES * (1 + EXTRA_PARTS_MAX));
-  readonly #frame = createPageFrame();
-  readonly #readAhead = new ReadAhead();
-  readonly #limits = { min: 0, max: 0 };
-  readonly #zeroReply: Buffer[] = [this.#out.subarray(0, FUSE_OUT_HEADER), this.#zeros];
+  readonly #queue: StoreQueue;
+  readonly #demand: DemandSender;
+  readonly #header: Buffer = this.#out.subarray(0, FUSE_OUT_HEADER);
+  readonly #zeroPage = this.#zeros.subarray(0, PAGE_BYTES);
+  readonly #page = Buffer.alloc(PAGE_BYTES);
+  /** What is written to /dev/fuse with one call; made once. */
+  readonly #errorReply: Buffer[] = [this.#header];
+  readonly #zeroPageReply: Buffer[] = [this.#header, this.#zeroPage];
+  readonly #pageReply: Buffer[] = [this.#header, this.#page];
   #slotCursor = 0;
-  #extraFirst = 0;
-  #extraCount = 0;
 
   constructor(data: ReadWorkerData) {
     this.#fd = data.fuseFd;
     this.#files = data.files;
     this.#state = new SharedState(data.shared);
+    this.#queue = new StoreQueue(data.queue);
+    this.#demand = new DemandSender({ state: this.#state, wake: () => this.#wake() });
   }
 
   /** Returns when the file system is unmounted or its connection aborted. */
@@ -105,7 +98,7 @@ class ReadWorker {
     if (op === FuseOp.open) Atomics.add(this.#state.control, Control.openFiles, 1);
     if (op === FuseOp.release) Atomics.sub(this.#state.control, Control.openFiles, 1);
     const length = answerMetadata(this.#request, this.#out, this.#files);
-    this.#send(() => writeSync(this.#fd, this.#out, 0, length));
+    this.#write([this.#out.subarray(0, length)]);
   }
 
   #read(): void {
@@ -127,6 +120,7 @@ class ReadWorker {
       this.#state.count(Counter.zeroPages, zero);
       return this.#replyZero(size);
     }
+    if (size === PAGE_BYTES && end - first === 1 && this.#replyQueued(region, states, first)) return;
     if (Atomics.load(this.#state.control, Control.failed) !== 0) return this.#fail(Errno.EIO);
     const slot = this.#takeSlot();
     const words = this.#state.slots;
@@ -141,104 +135,23 @@ class ReadWorker {
     words[at + Slot.extraCount] = 0;
     this.#state.times[(at + Slot.timeWord) >>> 1] = sharedNowUs();
     const aligned = offset % PAGE_BYTES === 0 && end - first <= PAGE_WIRE_MAX_PAGES;
-    if (aligned && this.#sendDemand(slot, region, first, end - first)) return;
+    if (aligned && this.#demand.send(slot, region, first, end - first)) return;
     words[at + Slot.kind] = SlotKind.posted;
-    this.#post(slot);
+    this.#state.post(slot);
     this.#wake();
   }
 
-  /** Claims the pages and sends the demand on the lane. Returns false when the main thread has to take the READ. */
-  #sendDemand(slot: number, region: number, first: number, count: number): boolean {
-    const { control, slots } = this.#state;
-    if (Atomics.load(control, Control.laneFd) < 0) return false;
-    this.#state.lockLane();
-    try {
-      const fd = Atomics.load(control, Control.laneFd);
-      if (fd < 0 || !this.#claimAll(region, first, count)) return false;
-      this.#planExtra(region, first, count);
-      const at = slot * Slot.words;
-      slots[at + Slot.kind] = SlotKind.sent;
-      slots[at + Slot.extraFirst] = this.#extraFirst;
-      slots[at + Slot.extraCount] = this.#extraCount;
-      const length = this.#encodeDemand(slot, region, first, count);
-      // posted before it is sent: the answer must never find the main thread without the slot
-      this.#post(slot);
-      if (!this.#writeLane(fd, length)) {
-        this.#post(slot | RING_UNSENT);
-        this.#wake();
-      }
-      return true;
-    } finally {
-      this.#state.unlockLane();
-    }
-  }
-
-  #claimAll(region: number, first: number, count: number): boolean {
-    const states = this.#state.statesOf(region);
-    for (let page = first; page < first + count; page++) {
-      if (this.#state.claim(states, page) || Atomics.load(states, page) === PageState.zero) continue;
-      for (let back = first; back < page; back++) this.#state.unclaim(states, back);
-      return false;
-    }
+  /** Answers from the store queue when the page is on its way through it: the READ would only stand in the STORE's way. */
+  #replyQueued(region: number, states: Uint8Array, page: number): boolean {
+    const state = Atomics.load(states, page);
+    if (state !== PageState.queued && state !== PageState.storing) return false;
+    if (!this.#queue.copyPage(region, page, this.#page)) return false;
+    // the store worker need not begin with it any more; if it has, it waits for this answer only
+    Atomics.compareExchange(states, page, PageState.queued, PageState.cached);
+    this.#writeHeader(FUSE_OUT_HEADER + PAGE_BYTES, 0);
+    this.#write(this.#pageReply);
+    this.#state.count(Counter.queueReads, 1);
     return true;
-  }
-
-  /** Decides on extra pages and claims them: the first run of pages in the window that nobody has or fetches. */
-  #planExtra(region: number, first: number, count: number): void {
-    const { control } = this.#state;
-    const states = this.#state.statesOf(region);
-    this.#limits.min = Atomics.load(control, Control.minWindow);
-    this.#limits.max = Atomics.load(control, Control.maxWindow);
-    const window = this.#readAhead.onMiss(region, first, count, this.#limits);
-    const end = Math.min(first + count + window, states.length);
-    let page = first + count;
-    while (page < end && Atomics.load(states, page) !== PageState.remote) page++;
-    this.#extraFirst = page;
-    let last = page;
-    for (; page < end; page++) {
-      const state = Atomics.load(states, page);
-      if (state === PageState.zero) continue;
-      if (state !== PageState.remote || !this.#state.claim(states, page)) break;
-      last = page + 1;
-    }
-    this.#extraCount = last - this.#extraFirst;
-  }
-
-  #encodeDemand(slot: number, region: number, first: number, count: number): number {
-    const frame = this.#frame;
-    const generation = this.#state.slots[slot * Slot.words + Slot.generation] ?? 0;
-    frame.type = PageFrameType.read;
-    frame.region = region;
-    frame.flags = PAGE_FLAG_URGENT;
-    frame.pageCount = count;
-    frame.firstPage = first;
-    frame.requestId = demandRequestId(slot, 0, generation);
-    let length = writePageFrame(this.#frames, 0, frame);
-    frame.flags = 0;
-    for (let done = 0; done < this.#extraCount; done += EXTRA_PART_PAGES) {
-      frame.firstPage = this.#extraFirst + done;
-      frame.pageCount = Math.min(EXTRA_PART_PAGES, this.#extraCount - done);
-      frame.requestId = demandRequestId(slot, 1 + done / EXTRA_PART_PAGES, generation);
-      length = writePageFrame(this.#frames, length, frame);
-    }
-    return length;
-  }
-
-  /** One write of a few dozen bytes to a socket that only this thread writes to. A refusal breaks the lane. */
-  #writeLane(fd: number, length: number): boolean {
-    try {
-      const written = writeSync(fd, this.#frames, 0, length);
-      if (written === length) {
-        this.#state.count(Counter.directReads, 1);
-        this.#state.count(Counter.sentBytes, length);
-        return true;
-      }
-    } catch (error) {
-      // EAGAIN: the peer takes nothing any more; EPIPE, ECONNRESET: it is gone. Either way the main thread mends the link.
-      if ((error as NodeJS.ErrnoException).code === undefined) throw error;
-    }
-    Atomics.store(this.#state.control, Control.laneFd, -1);
-    return false;
   }
 
   #interrupt(): void {
@@ -247,7 +160,7 @@ class ReadWorker {
     this.#state.slots[at + Slot.uniqueLow] = this.#request.readInt32LE(40);
     this.#state.slots[at + Slot.uniqueHigh] = this.#request.readInt32LE(44);
     this.#state.slots[at + Slot.kind] = SlotKind.interrupt;
-    this.#post(slot);
+    this.#state.post(slot);
     this.#wake();
   }
 
@@ -268,38 +181,28 @@ class ReadWorker {
     }
   }
 
-  #post(entry: number): void {
-    const { control, ring } = this.#state;
-    const head = Atomics.load(control, Control.ringHead);
-    Atomics.store(ring, (head >>> 0) % RING_ENTRIES, entry);
-    Atomics.store(control, Control.ringHead, (head + 1) | 0);
-  }
-
   #wake(): void {
     if (Atomics.exchange(this.#state.control, Control.wakePending, 1) === 0) parentPort?.postMessage(0);
   }
 
   #replyZero(size: number): void {
-    this.#header(FUSE_OUT_HEADER + size, 0);
-    this.#zeroReply[1] = size === PAGE_BYTES ? this.#zeroPage : this.#zeros.subarray(0, size);
-    this.#send(() => writevSync(this.#fd, this.#zeroReply));
+    this.#writeHeader(FUSE_OUT_HEADER + size, 0);
+    this.#write(size === PAGE_BYTES ? this.#zeroPageReply : [this.#header, this.#zeros.subarray(0, size)]);
   }
-
-  readonly #zeroPage = this.#zeros.subarray(0, PAGE_BYTES);
 
   #fail(errno: number): void {
-    this.#header(FUSE_OUT_HEADER, -errno);
-    this.#send(() => writeSync(this.#fd, this.#out, 0, FUSE_OUT_HEADER));
+    this.#writeHeader(FUSE_OUT_HEADER, -errno);
+    this.#write(this.#errorReply);
   }
 
-  #header(length: number, error: number): void {
-    writeOutHeader(this.#out, length, error);
-    this.#request.copy(this.#out, 8, 8, 16);
+  #writeHeader(length: number, error: number): void {
+    writeOutHeader(this.#header, length, error);
+    this.#request.copy(this.#header, 8, 8, 16);
   }
 
-  #send(write: () => number): void {
+  #write(reply: readonly Buffer[]): void {
     try {
-      write();
+      writevSync(this.#fd, reply);
     } catch (error) {
       // ENOENT: the asker is gone. ENODEV, ECONNABORTED: the mount is; the next read of /dev/fuse says so again.
       const { code } = error as NodeJS.ErrnoException;

@@ -77,6 +77,7 @@ export const Counter = {
   storedPages: 3,
   storeErrors: 4,
   sentBytes: 5,
+  queueReads: 6,
   words: 8,
 } as const;
 
@@ -140,6 +141,13 @@ export class SharedState {
   /** Gives back a claim whose request was never sent or is lost. */
   unclaim(states: Uint8Array, page: number): void {
     Atomics.compareExchange(states, page, PageState.wanted, PageState.remote);
+  }
+
+  /** Read worker: hands a slot (or a slot with RING_UNSENT) to the main thread, which sees it when it next looks. */
+  post(entry: number): void {
+    const head = Atomics.load(this.control, Control.ringHead);
+    Atomics.store(this.ring, (head >>> 0) % RING_ENTRIES, entry);
+    Atomics.store(this.control, Control.ringHead, (head + 1) | 0);
   }
 
   /** Enters the lane's critical section: nobody holds it longer than one write to a socket takes. */

@@ -98,6 +98,24 @@ export class StoreQueue {
     return -1;
   }
 
+  /**
+   * Any thread: copies a queued page to `target`. False when the store worker is done with it: then the copy may be
+   * torn (its room may be in use again) and must not be used. Looking at the tail after the copy is what tells.
+   */
+  copyPage(region: number, page: number, target: Buffer): boolean {
+    const head = Atomics.load(this.#words, HEAD);
+    for (let index = Atomics.load(this.#words, TAIL); index !== head; index = (index + 1) | 0) {
+      const entry = entryAt(index);
+      const first = Atomics.load(this.#words, entry + FIRST) >>> 0;
+      const count = Atomics.load(this.#words, entry + COUNT);
+      if (this.#words[entry + REGION] !== region || page < first || page >= first + count) continue;
+      const at = (Atomics.load(this.#words, entry + DATA_PAGE) + page - first) * PAGE_BYTES;
+      this.data.copy(target, 0, at, at + PAGE_BYTES);
+      return ((index - Atomics.load(this.#words, TAIL)) | 0) >= 0;
+    }
+    return false;
+  }
+
   close(): void {
     Atomics.store(this.#words, CLOSED, 1);
     Atomics.notify(this.#words, HEAD);

@@ -17,6 +17,9 @@ export interface StoreWorkerData {
   readonly queue: StoreQueueMemory;
 }
 
+/** Pages per STORE: large enough to be worth the call, small enough that a reader running into it waits little. */
+const CHUNK_PAGES = 16;
+
 class StoreWorker {
   readonly #fd: number;
   readonly #state: SharedState;
@@ -39,17 +42,28 @@ class StoreWorker {
     }
   }
 
-  /** Stores the runs of pages that nobody asked for meanwhile. Returns false when the mount is gone. */
+  /**
+   * Stores an entry chunk by chunk, the last one first. A sequential reader is just behind the entry's first page: going
+   * its way, each STORE would find the next page locked by its next READ, page after page. Coming towards it, they meet once.
+   * Returns false when the mount is gone.
+   */
   #storeEntry(entry: StoreEntry): boolean {
+    const chunks = Math.ceil(entry.pageCount / CHUNK_PAGES);
+    for (let chunk = chunks - 1; chunk >= 0; chunk--) {
+      const first = entry.firstPage + chunk * CHUNK_PAGES;
+      const end = Math.min(first + CHUNK_PAGES, entry.firstPage + entry.pageCount);
+      if (!this.#storeRuns(entry, first, end)) return false;
+    }
+    return true;
+  }
+
+  /** Stores the runs of pages from `page` to `end` that nobody asked for meanwhile. */
+  #storeRuns(entry: StoreEntry, from: number, end: number): boolean {
     const states = this.#state.statesOf(entry.region);
-    const end = entry.firstPage + entry.pageCount;
-    let page = entry.firstPage;
+    let page = from;
     while (page < end) {
       const first = page;
-      while (
-        page < end &&
-        Atomics.compareExchange(states, page, PageState.queued, PageState.storing) === PageState.queued
-      )
+      while (page < end && Atomics.compareExchange(states, page, PageState.queued, PageState.storing) === PageState.queued)
         page++;
       const count = page - first;
       if (count === 0) {
@@ -57,14 +71,9 @@ class StoreWorker {
         continue;
       }
       const offset = entry.offset + (first - entry.firstPage) * PAGE_BYTES;
-      const outcome = this.#store(
-        entry.region,
-        first,
-        this.#queue.data.subarray(offset, offset + count * PAGE_BYTES),
-      );
+      const outcome = this.#store(entry.region, first, this.#queue.data.subarray(offset, offset + count * PAGE_BYTES));
       const after = outcome === 'stored' ? PageState.cached : PageState.remote;
-      for (let done = first; done < page; done++)
-        Atomics.compareExchange(states, done, PageState.storing, after);
+      for (let done = first; done < page; done++) Atomics.compareExchange(states, done, PageState.storing, after);
       if (outcome === 'stored') this.#state.count(Counter.storedPages, count);
       if (outcome === 'unmounted') return false;
     }

@@ -126,7 +126,7 @@ export async function connectManaged(options: {
   readonly child: StartedChild | { readonly pid: number };
 }): Promise<ProcessConnection> {
   const { name, controlPath, child } = options;
-  let owner: ProcessConnection | undefined;
+  let owner: ProcessConnection | undefined = undefined;
   const control = await ControlClient.connect({
     path: controlPath,
     peer: name,
