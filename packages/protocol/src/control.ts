@@ -237,6 +237,9 @@ export const CloneRecord = z.object({
   identifiedAtMs: z.number().nullable(),
   /** First call or output by a program in the clone, after clone_master returned there. */
   firstAnswerAtMs: z.number().nullable(),
+  /** Bytes of pages that came over the network because this clone touched them, or their neighbours with them. */
+  fetchedBytes: z.number().nullable(),
+  /** Of the memtap that all clones of the ticket on this host share. */
   replication: ReplicationStats.nullable(),
 });
 export type CloneRecord = z.infer<typeof CloneRecord>;

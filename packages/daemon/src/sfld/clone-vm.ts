@@ -145,7 +145,7 @@ export class CloneVm implements AsyncDisposable {
     this.status = 'running';
   }
 
-  record(): Omit<CloneRecord, 'replication'> {
+  record(): Omit<CloneRecord, 'replication' | 'fetchedBytes'> {
     return {
       ticket: this.ticket,
       ...this.ref,
