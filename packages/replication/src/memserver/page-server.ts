@@ -4,7 +4,7 @@
 // arrives; everything else is served one request per client and turn of the event loop, round robin.
 
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
-import { SnowflockError } from '@snowflock/protocol';
+import type { SnowflockError } from '@snowflock/protocol';
 import { ClientSession, type SessionCounters } from './client-session.ts';
 import { PageBufferPool } from './page-buffers.ts';
 import type { Snapshot } from './snapshot.ts';

@@ -89,7 +89,10 @@ export class DemandSender {
    * Decides on extra pages and claims them: one range that begins with the first missing page of the window. Pages that
    * count as cached are fetched again only where the demanded page was one, that is where the kernel dropped pages.
    */
-  #planExtra(states: Uint8Array, demand: { region: number; first: number; count: number; wasCached: boolean }): void {
+  #planExtra(
+    states: Uint8Array,
+    demand: { region: number; first: number; count: number; wasCached: boolean },
+  ): void {
     const { control } = this.#state;
     this.#limits.min = Atomics.load(control, Control.minWindow);
     this.#limits.max = Atomics.load(control, Control.maxWindow);

@@ -38,6 +38,8 @@ class StoreWorker {
     let mounted = true;
     while (this.#queue.take(entry)) {
       if (mounted) mounted = this.#storeEntry(entry);
+      // whatever was not stored goes back: no page may stay queued once its entry is gone
+      if (!mounted) this.#giveBack(entry);
       this.#queue.release();
     }
   }
@@ -57,13 +59,22 @@ class StoreWorker {
     return true;
   }
 
+  #giveBack(entry: StoreEntry): void {
+    const states = this.#state.statesOf(entry.region);
+    for (let page = entry.firstPage; page < entry.firstPage + entry.pageCount; page++)
+      Atomics.compareExchange(states, page, PageState.queued, PageState.remote);
+  }
+
   /** Stores the runs of pages from `page` to `end` that nobody asked for meanwhile. */
   #storeRuns(entry: StoreEntry, from: number, end: number): boolean {
     const states = this.#state.statesOf(entry.region);
     let page = from;
     while (page < end) {
       const first = page;
-      while (page < end && Atomics.compareExchange(states, page, PageState.queued, PageState.storing) === PageState.queued)
+      while (
+        page < end &&
+        Atomics.compareExchange(states, page, PageState.queued, PageState.storing) === PageState.queued
+      )
         page++;
       const count = page - first;
       if (count === 0) {
@@ -71,9 +82,14 @@ class StoreWorker {
         continue;
       }
       const offset = entry.offset + (first - entry.firstPage) * PAGE_BYTES;
-      const outcome = this.#store(entry.region, first, this.#queue.data.subarray(offset, offset + count * PAGE_BYTES));
+      const outcome = this.#store(
+        entry.region,
+        first,
+        this.#queue.data.subarray(offset, offset + count * PAGE_BYTES),
+      );
       const after = outcome === 'stored' ? PageState.cached : PageState.remote;
-      for (let done = first; done < page; done++) Atomics.compareExchange(states, done, PageState.storing, after);
+      for (let done = first; done < page; done++)
+        Atomics.compareExchange(states, done, PageState.storing, after);
       if (outcome === 'stored') this.#state.count(Counter.storedPages, count);
       if (outcome === 'unmounted') return false;
     }

@@ -1,0 +1,126 @@
+// What becomes of pages that arrive: held READs are answered first, then the rest goes to the store queue.
+//
+// Invariant: a page is stored only if it is `wanted` when its data arrives and no held READ covers it.
+
+import {
+  hasPageData,
+  PAGE_BYTES,
+  PAGE_WIRE_MAX_PAGES,
+  pageDataOffset,
+  type PageFrame,
+} from '@snowflock/protocol';
+import { ZERO_PAGE } from '../zero-page.ts';
+import type { HeldRead } from './held-reads.ts';
+import { PageState, type SharedState } from './shared-state.ts';
+import type { SlotTable } from './slot-table.ts';
+import type { StoreQueue } from './store-queue.ts';
+
+export interface DeliveryCounters {
+  demandPages: number;
+  prefetchedPages: number;
+  /** Prefetched pages for which the store queue had no room. */
+  droppedPages: number;
+  learnedZeroPages: number;
+}
+
+export class Delivery {
+  readonly counters: DeliveryCounters = {
+    demandPages: 0,
+    prefetchedPages: 0,
+    droppedPages: 0,
+    learnedZeroPages: 0,
+  };
+  readonly #state: SharedState;
+  readonly #slots: SlotTable;
+  readonly #queue: StoreQueue;
+  /** Where in the frame each page's data begins, or -1. */
+  readonly #dataAt = new Int32Array(PAGE_WIRE_MAX_PAGES);
+
+  constructor(options: {
+    readonly state: SharedState;
+    readonly slots: SlotTable;
+    readonly queue: StoreQueue;
+  }) {
+    this.#state = options.state;
+    this.#slots = options.slots;
+    this.#queue = options.queue;
+  }
+
+  /** Takes a checked DATA frame. */
+  deliver(frame: PageFrame, bytes: Buffer, offset: number): void {
+    let at = offset + pageDataOffset(frame.pageCount);
+    for (let index = 0; index < frame.pageCount; index++) {
+      const present = hasPageData(bytes, offset, index);
+      this.#dataAt[index] = present ? at : -1;
+      if (present) at += PAGE_BYTES;
+    }
+    const states = this.#state.statesOf(frame.region);
+    const end = frame.firstPage + frame.pageCount;
+    const { waiting } = this.#slots;
+    // backwards: an answered READ's place is taken by the last one, which was looked at already
+    for (let index = waiting.length - 1; index >= 0; index--) {
+      const held = waiting[index];
+      if (held?.overlaps(frame.region, frame.firstPage, end) === true)
+        this.#deliverTo(held, states, frame, bytes);
+    }
+    this.#storeRest(states, frame, bytes);
+  }
+
+  #deliverTo(held: HeldRead, states: Uint8Array, frame: PageFrame, bytes: Buffer): void {
+    const first = Math.max(held.firstPage, frame.firstPage);
+    const end = Math.min(held.firstPage + held.pageCount, frame.firstPage + frame.pageCount);
+    for (let page = first; page < end; page++) {
+      const at = this.#dataAt[page - frame.firstPage] ?? -1;
+      if (at < 0) {
+        this.#learnZero(states, page);
+        this.#slots.fill(held, page, ZERO_PAGE, 0);
+      } else {
+        Atomics.compareExchange(states, page, PageState.wanted, PageState.cached);
+        this.counters.demandPages++;
+        this.#slots.fill(held, page, bytes, at);
+      }
+    }
+  }
+
+  #storeRest(states: Uint8Array, frame: PageFrame, bytes: Buffer): void {
+    let run = 0;
+    for (let index = 0; index <= frame.pageCount; index++) {
+      const page = frame.firstPage + index;
+      const wanted = index < frame.pageCount && Atomics.load(states, page) === PageState.wanted;
+      const at = wanted ? (this.#dataAt[index] ?? -1) : -1;
+      if (at >= 0) {
+        run++;
+        continue;
+      }
+      if (run > 0) this.#storeRun(states, { frame, firstIndex: index - run, pageCount: run, bytes });
+      run = 0;
+      if (wanted) this.#learnZero(states, page);
+    }
+  }
+
+  #learnZero(states: Uint8Array, page: number): void {
+    if (Atomics.exchange(states, page, PageState.zero) !== PageState.zero) this.counters.learnedZeroPages++;
+  }
+
+  #storeRun(
+    states: Uint8Array,
+    run: {
+      readonly frame: PageFrame;
+      readonly firstIndex: number;
+      readonly pageCount: number;
+      readonly bytes: Buffer;
+    },
+  ): void {
+    const { frame, firstIndex, pageCount, bytes } = run;
+    const firstPage = frame.firstPage + firstIndex;
+    // before the push: the store worker takes only queued pages
+    for (let page = firstPage; page < firstPage + pageCount; page++)
+      Atomics.store(states, page, PageState.queued);
+    this.counters.prefetchedPages += pageCount;
+    const offset = this.#dataAt[firstIndex] ?? 0;
+    if (this.#queue.push({ region: frame.region, firstPage, pageCount, from: bytes, offset })) return;
+    this.counters.droppedPages += pageCount;
+    for (let page = firstPage; page < firstPage + pageCount; page++)
+      Atomics.store(states, page, PageState.remote);
+  }
+}
