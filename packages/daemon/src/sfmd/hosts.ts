@@ -1,0 +1,131 @@
+// What sfmd asks of the hosts' sflds. One connection per host, kept alive; every call with a deadline.
+//
+// Order per host: the destruction of a ticket (or cluster) is sent only when no preparation for it is under way there, so
+// that nothing is built after it was torn down.
+
+import {
+  ControlClient,
+  NoReply,
+  SnowflockError,
+  type PrepareClones,
+  type PrepareSource,
+  type StartMaster,
+  type TlsIdentity,
+} from '@snowflock/protocol';
+
+/** A QEMU process starts in 60 ms, and its image may have to be opened over a slow disk. */
+const START_MASTER_TIMEOUT_MS = 60_000;
+/** As long, times the clones of one host that start one after the other. */
+const PREPARE_TIMEOUT_MS = 30_000;
+/** Killing processes and unmounting; a host that takes longer is asked again. */
+const DESTROY_TIMEOUT_MS = 10_000;
+
+export interface HostAddress {
+  readonly host: string;
+  readonly address: string;
+  readonly sfldPort: number;
+}
+
+export interface Hosts extends Disposable {
+  startMaster(at: HostAddress, body: StartMaster, signal: AbortSignal): Promise<void>;
+  prepareSource(at: HostAddress, body: PrepareSource, signal: AbortSignal): Promise<void>;
+  prepareClones(at: HostAddress, body: PrepareClones, signal: AbortSignal): Promise<void>;
+  /** Of a ticket, or with null of the whole cluster. Idempotent. */
+  destroy(
+    at: HostAddress,
+    what: { clusterid: number; ticket: string | null },
+    signal: AbortSignal,
+  ): Promise<void>;
+}
+
+export class HostClients implements Hosts {
+  readonly #tls: TlsIdentity;
+  readonly #clients = new Map<string, { readonly at: HostAddress; readonly client: ControlClient }>();
+  /** Preparations under way, by host and cluster. */
+  readonly #building = new Map<string, Set<Promise<void>>>();
+
+  constructor(tls: TlsIdentity) {
+    this.#tls = tls;
+  }
+
+  startMaster(at: HostAddress, body: StartMaster, signal: AbortSignal): Promise<void> {
+    return this.#build(
+      at,
+      body.clusterid,
+      this.#post(at, '/v1/vms', body, { timeoutMs: START_MASTER_TIMEOUT_MS, signal }),
+    );
+  }
+
+  prepareSource(at: HostAddress, body: PrepareSource, signal: AbortSignal): Promise<void> {
+    return this.#build(
+      at,
+      body.clusterid,
+      this.#post(at, '/v1/sources', body, { timeoutMs: PREPARE_TIMEOUT_MS, signal }),
+    );
+  }
+
+  prepareClones(at: HostAddress, body: PrepareClones, signal: AbortSignal): Promise<void> {
+    return this.#build(
+      at,
+      body.clusterid,
+      this.#post(at, '/v1/tickets', body, { timeoutMs: PREPARE_TIMEOUT_MS, signal }),
+    );
+  }
+
+  async destroy(
+    at: HostAddress,
+    what: { clusterid: number; ticket: string | null },
+    signal: AbortSignal,
+  ): Promise<void> {
+    await Promise.allSettled([...(this.#building.get(`${at.host}/${what.clusterid}`) ?? [])]);
+    const path = what.ticket === null ? `/v1/clusters/${what.clusterid}` : `/v1/tickets/${what.ticket}`;
+    await this.#client(at).request({
+      method: 'DELETE',
+      path,
+      reply: NoReply,
+      timeoutMs: DESTROY_TIMEOUT_MS,
+      signal,
+    });
+  }
+
+  [Symbol.dispose](): void {
+    for (const { client } of this.#clients.values()) client.close();
+    this.#clients.clear();
+  }
+
+  #post(
+    at: HostAddress,
+    path: string,
+    body: unknown,
+    limits: { timeoutMs: number; signal: AbortSignal },
+  ): Promise<void> {
+    return this.#client(at).request({ method: 'POST', path, body, reply: NoReply, ...limits });
+  }
+
+  async #build(at: HostAddress, clusterid: number, work: Promise<void>): Promise<void> {
+    const key = `${at.host}/${clusterid}`;
+    const under = this.#building.get(key) ?? new Set<Promise<void>>();
+    this.#building.set(key, under.add(work));
+    try {
+      await work;
+    } finally {
+      under.delete(work);
+      if (under.size === 0) this.#building.delete(key);
+    }
+  }
+
+  #client(at: HostAddress): ControlClient {
+    const known = this.#clients.get(at.host);
+    if (known?.at.address === at.address && known.at.sfldPort === at.sfldPort) return known.client;
+    known?.client.close();
+    const { address, sfldPort: port, host } = at;
+    if (port === 0)
+      throw new SnowflockError(
+        'host-down',
+        `host ${host} has not reported itself yet; is sfld started there?`,
+      );
+    const client = new ControlClient({ address, port, tls: this.#tls, host });
+    this.#clients.set(host, { at, client });
+    return client;
+  }
+}

@@ -1,0 +1,49 @@
+// Carries out preparations in the background while their ticket waits to be used; each answer is a command of its own.
+
+import { toSnowflockError } from '@snowflock/protocol';
+import type { Command, Effect } from '@snowflock/cluster';
+import type { Log } from '../log.ts';
+import type { HostAddress, Hosts } from './hosts.ts';
+
+export type Preparation = Extract<Effect, { type: 'prepare-source' | 'prepare-clones' }>;
+
+export interface PreparationPorts {
+  readonly hosts: Hosts;
+  readonly addressOf: (host: string) => HostAddress;
+  readonly apply: (command: Command) => void;
+  readonly log: Log;
+  readonly closing: AbortSignal;
+}
+
+/** Tells the host; its answer, or its silence, arrives as 'prepared'. */
+export function startPreparation(
+  effect: Preparation,
+  { hosts, addressOf, apply, log, closing }: PreparationPorts,
+): void {
+  const { clusterid, ticket, host } = effect;
+  const part = effect.type === 'prepare-source' ? 'source' : 'clones';
+  const answered = (error: string | null): void =>
+    apply({ type: 'prepared', clusterid, ticket, host, part, error });
+  callHost(effect, { hosts, at: addressOf(host), closing }).then(
+    () => answered(null),
+    (error: unknown) => {
+      if (closing.aborted) return;
+      const { message } = toSnowflockError(error);
+      log.warn({ host, clusterid, ticket, reason: message }, `preparing the ${part} failed`);
+      answered(message);
+    },
+  );
+}
+
+async function callHost(
+  effect: Preparation,
+  { hosts, at, closing }: { hosts: Hosts; at: HostAddress; closing: AbortSignal },
+): Promise<void> {
+  const { clusterid, ticket } = effect;
+  if (effect.type === 'prepare-source') return hosts.prepareSource(at, { clusterid, ticket }, closing);
+  return hosts.prepareClones(
+    at,
+    { clusterid, ticket, shape: effect.shape, clones: [...effect.clones] },
+    closing,
+  );
+}
