@@ -26,15 +26,14 @@ export interface Recipe {
 }
 
 /**
- * Kernel command line of all images. mitigations=off: everything in a VM has one owner and the VM is the boundary, while retpolines cost
- * much under emulation. random.trust_cpu=on: no waiting for entropy at boot (the agent adds the host's as well). The rest spares
- * probing for hardware that no SnowFlock VM has.
+ * Kernel command line of all images. random.trust_cpu=on: no waiting for entropy at boot (the agent adds the host's as well).
+ * tsc=nowatchdog: a clone that stalls on a page must not make the kernel distrust its clock. The rest spares self-tests and probing for
+ * hardware that no SnowFlock VM has. mitigations=off is not here: it made no measurable difference to a boot under emulation.
  */
 export const COMMON_APPEND = [
   'console=ttyS0',
   'quiet',
   'panic=-1',
-  'mitigations=off',
   'random.trust_cpu=on',
   'cryptomgr.notests',
   'rcupdate.rcu_expedited=1',
