@@ -59,7 +59,8 @@ export function sfmdConfig({ name, hosts, cpus, ramBytes }: SfmdConfigOptions): 
     `    {'host': ${pythonString(hostName(k))}, 'cpus': ${cpus}, 'RAM': ${ramBytes}},`;
   return [
     `# sfmd of lab '${name}'`,
-    `listen_address = ${pythonString(hostAddress(1))}`,
+    `hostname = ${pythonString(hostName(1))}`,
+    `address = ${pythonString(hostAddress(1))}`,
     `master_listen_port = 0x${LAB_MASTER_PORT.toString(16).toUpperCase()}`,
     'cluster_hosts = [',
     ...Array.from({ length: hosts }, (_, index) => entry(index + 1)),

@@ -218,7 +218,9 @@ class Session {
 }
 
 function writeTo(stream: Writable, data: Buffer): Promise<void> {
-  return new Promise((resolve, reject) => stream.write(data, (error) => (error ? reject(error) : resolve())));
+  return new Promise((resolve, reject) =>
+    stream.write(data, (error) => (error ? reject(stream.errored ?? error) : resolve())),
+  );
 }
 
 /** Output that a capture keeps at most, of each stream. */

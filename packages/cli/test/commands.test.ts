@@ -151,7 +151,7 @@ describe('doctor', () => {
     ]);
     expect(results.map(({ status }) => status)).toEqual(['ok', 'fail']);
     expect(formatChecks(results)).toMatch(
-      /^ok {4} good {2}fine\nfail {2}bad {3}bang\n +→ this check itself failed\n\n1 failed/,
+      /^ok {4}good {2}fine\nfail {2}bad {3}bang\n +→ this check itself failed\n\n1 failed/,
     );
   });
 });

@@ -99,7 +99,10 @@ function serveExec(fake: FakeSfld, socket: Duplex): void {
   let inputWindow = EXEC_WINDOW_BYTES;
   let outputWindow = EXEC_WINDOW_BYTES;
   let inputEnded = false;
-  let wake: (() => void) | undefined;
+  const waiting: (() => void)[] = [];
+  const wake = (): void => {
+    for (const resolve of waiting.splice(0)) resolve();
+  };
   const send = (type: GuestFrameType, payload: Buffer): void => {
     if (!socket.destroyed) socket.write(encodeGuestFrame({ type, id: 1, payload }));
   };
@@ -107,7 +110,7 @@ function serveExec(fake: FakeSfld, socket: Duplex): void {
     for await (const chunk of stream as AsyncIterable<Buffer>)
       for (let rest = chunk; rest.length > 0;) {
         while (outputWindow === 0 && !socket.destroyed)
-          await new Promise<void>((resolve) => (wake = resolve));
+          await new Promise<void>((resolve) => waiting.push(resolve));
         if (socket.destroyed) return;
         const data = rest.subarray(0, Math.min(outputWindow, 60_000));
         outputWindow -= data.length;
@@ -151,7 +154,7 @@ function serveExec(fake: FakeSfld, socket: Duplex): void {
     } else if (frame.type === GuestFrameType.execCredit) {
       outputWindow += frame.payload.readUInt32LE(0);
       if (outputWindow > EXEC_WINDOW_BYTES) fake.violations.push('more output granted than was sent');
-      wake?.();
+      wake();
     } else if (frame.type === GuestFrameType.execSignal) {
       fake.signals.push(frame.payload[0] ?? 0);
       if (child?.pid) process.kill(-child.pid, frame.payload[0]);
@@ -159,7 +162,7 @@ function serveExec(fake: FakeSfld, socket: Duplex): void {
   };
   socket.on('data', (chunk: Buffer) => decoder.push(chunk).forEach(onFrame));
   socket.on('close', () => {
-    wake?.();
+    wake();
     child?.kill('SIGKILL');
   });
 }

@@ -110,7 +110,9 @@ export class HostReceiver {
     const stream = target.kind === 'file' ? target.stream : target.tar.stdin;
     return new Promise((resolve, reject) => {
       if (!stream || data.length === 0) return resolve();
-      stream.write(data, (error) => (error && target.kind === 'file' ? reject(error) : resolve()));
+      stream.write(data, (error) =>
+        error && target.kind === 'file' ? reject(stream.errored ?? error) : resolve(),
+      );
     });
   }
 

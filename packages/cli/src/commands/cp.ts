@@ -39,25 +39,35 @@ function guestFailure(vm: string, status: number, stderr: string): SnowflockErro
   return new SnowflockError('bad-request', `VM ${vm}: ${stderr.trim() || `exit status ${status}`}`);
 }
 
-async function localSource(
-  path: string,
-): Promise<{ stream: Readable; script: string; mode: string; done: Promise<void> }> {
+interface LocalSource {
+  readonly script: string;
+  readonly mode: string;
+  /** Not before somebody reads: what a process has written when it ends unread is thrown away. */
+  readonly open: () => { readonly stream: Readable; readonly done: Promise<void> };
+}
+
+async function localSource(path: string): Promise<LocalSource> {
   let info;
   try {
     info = await stat(path);
   } catch (error) {
     const missing = (error as NodeJS.ErrnoException).code === 'ENOENT';
-    throw new SnowflockError(
-      'bad-request',
-      missing ? `${path}: no such file or directory` : (error as Error).message,
-      { cause: error },
-    );
+    const why = missing ? `${path}: no such file or directory` : (error as Error).message;
+    throw new SnowflockError('bad-request', why, { cause: error });
   }
   const mode = (info.mode & 0o7777).toString(8).padStart(4, '0');
   if (info.isFile())
-    return { stream: createReadStream(path), script: RECEIVE_FILE, mode, done: Promise.resolve() };
+    return {
+      script: RECEIVE_FILE,
+      mode,
+      open: () => ({ stream: createReadStream(path), done: Promise.resolve() }),
+    };
   if (!info.isDirectory())
     throw new SnowflockError('bad-request', `${path} is neither a file nor a directory`);
+  return { script: RECEIVE_FOLDER, mode, open: () => openTar(path) };
+}
+
+function openTar(path: string): { stream: Readable; done: Promise<void> } {
   const tar = spawn('tar', ['-C', path, '-cf', '-', '.'], { stdio: ['ignore', 'pipe', 'pipe'] });
   const errors = new LimitedText(tar.stderr);
   const done = new Promise<void>((finished, reject) => {
@@ -71,26 +81,26 @@ async function localSource(
     );
   });
   done.catch(() => undefined); // awaited after the guest has answered
-  return { stream: tar.stdout, script: RECEIVE_FOLDER, mode, done };
+  return { stream: tar.stdout, done };
 }
 
-/** The guest gets a stream that ends where tar broke off, so a failure here is reported before the guest's. */
 export async function copyToVm(
   client: ControlClient,
   options: { readonly from: string; readonly vm: string; readonly to: string; readonly signal?: AbortSignal },
 ): Promise<void> {
   const { from, vm, to, signal } = options;
   const source = await localSource(from);
+  const connection = await connectExec(client, vm, { signal });
+  const { stream, done } = source.open();
   try {
-    const connection = await connectExec(client, vm, { signal });
     const errors = new LimitedText();
     const argv = ['sh', '-c', source.script, 'sh', to, basename(resolve(from)), source.mode];
-    const exec = { argv, stdin: source.stream, stdout: errors.sink, stderr: errors.sink, signal };
+    const exec = { argv, stdin: stream, stdout: errors.sink, stderr: errors.sink, signal };
     const status = await startExec(connection, exec).exited;
     if (status !== 0) throw guestFailure(vm, status, errors.text);
-    await source.done;
+    await done;
   } finally {
-    source.stream.destroy();
+    stream.destroy();
   }
 }
 

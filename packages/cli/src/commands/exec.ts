@@ -2,7 +2,7 @@
 
 import { constants } from 'node:os';
 import { Command } from 'commander';
-import { formatVmRef, parseVmRef } from '@snowflock/protocol';
+import { formatVmRef, parseVmRef, SnowflockError } from '@snowflock/protocol';
 import { connectExec, EXEC_WAIT_MS, startExec } from '../exec-client.ts';
 import { ExitStatus } from '../failure.ts';
 import { openClient, SOCKET_OPTION } from '../sfld-socket.ts';
@@ -23,7 +23,9 @@ export function execCommand(): Command {
     .option('--wait <seconds>', 'how long to wait for a VM that boots', parseSeconds, EXEC_WAIT_MS / 1000)
     .passThroughOptions()
     .addHelpText('after', '\nExample: snowflock exec 0:0 -- sh -c "nproc; free -m"')
-    .action(async (vm: string, argv: string[], options: { socket?: string; wait: number }) => {
+    .action(async (vm: string, words: string[], options: { socket?: string; wait: number }) => {
+      const argv = words[0] === '--' ? words.slice(1) : words;
+      if (argv.length === 0) throw new SnowflockError('bad-request', 'no command given after --');
       using client = openClient(options);
       const ref = formatVmRef(parseVmRef(vm));
       const detach = new AbortController();
