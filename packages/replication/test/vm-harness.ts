@@ -2,22 +2,10 @@
 
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { accessSync, constants, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { MemserverProcess, type FreezeResult, MemtapProcess } from '../src/index.ts';
-
-/** Why these tests cannot run here, or undefined. With SNOWFLOCK_REQUIRE_VM=1 the first test fails instead. */
-export function missingForVmTests(): string | undefined {
-  if (process.env['SNOWFLOCK_REQUIRE_VM'] === '1') return undefined;
-  if (process.getuid?.() !== 0) return 'needs root (to mount)';
-  try {
-    accessSync('/dev/fuse', constants.R_OK | constants.W_OK);
-  } catch (error) {
-    return `needs /dev/fuse: ${(error as Error).message}`;
-  }
-  return undefined;
-}
 
 export interface FaultResult {
   readonly pages: number;

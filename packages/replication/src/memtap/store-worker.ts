@@ -15,6 +15,8 @@ export interface StoreWorkerData {
   readonly fuseFd: number;
   readonly shared: SharedMemory;
   readonly queue: StoreQueueMemory;
+  /** By region. */
+  readonly fileSizes: readonly number[];
 }
 
 /** Pages per STORE: large enough to be worth the call, small enough that a reader running into it waits little. */
@@ -24,6 +26,7 @@ class StoreWorker {
   readonly #fd: number;
   readonly #state: SharedState;
   readonly #queue: StoreQueue;
+  readonly #fileSizes: readonly number[];
   readonly #header = Buffer.alloc(STORE_HEADER);
   readonly #iov: Buffer[] = [this.#header, this.#header];
 
@@ -31,6 +34,7 @@ class StoreWorker {
     this.#fd = data.fuseFd;
     this.#state = new SharedState(data.shared);
     this.#queue = new StoreQueue(data.queue);
+    this.#fileSizes = data.fileSizes;
   }
 
   run(): void {
@@ -96,8 +100,10 @@ class StoreWorker {
     return true;
   }
 
-  #store(region: number, firstPage: number, data: Buffer): 'stored' | 'refused' | 'unmounted' {
+  #store(region: number, firstPage: number, pages: Buffer): 'stored' | 'refused' | 'unmounted' {
     const header = this.#header;
+    // a STORE behind the end of the file would make the file longer
+    const data = pages.subarray(0, (this.#fileSizes[region] ?? 0) - firstPage * PAGE_BYTES);
     header.writeUInt32LE(STORE_HEADER + data.length, 0);
     header.writeInt32LE(NOTIFY_STORE, 4);
     header.writeUInt32LE(region + FILE_NODE_BASE, 16);
