@@ -48,6 +48,10 @@ int sfgap(int argc, char **argv)
 			worst = now - last;
 		last = now;
 		if (atomic_load_explicit(&asked, memory_order_relaxed) != answered) {
+			/* Read again: the gap asked about may lie between the last read and the question. */
+			now = now_ns();
+			if (now - last > worst)
+				worst = now - last;
 			answered++;
 			printf("%lld\n", (long long)(worst / 1000));
 			fflush(stdout);

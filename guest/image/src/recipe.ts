@@ -27,7 +27,8 @@ export interface Recipe {
 
 /**
  * Kernel command line of all images. random.trust_cpu=on: no waiting for entropy at boot (the agent adds the host's as well).
- * tsc=nowatchdog: a clone that stalls on a page must not make the kernel distrust its clock. The rest spares self-tests and probing for
+ * tsc=reliable: with several CPUs under emulation, or when a clone stalls on a page, the kernel would else distrust the TSC and read a
+ * far slower clock. The rest spares self-tests and probing for
  * hardware that no SnowFlock VM has. mitigations=off is not here: it made no measurable difference to a boot under emulation.
  */
 export const COMMON_APPEND = [
@@ -40,5 +41,5 @@ export const COMMON_APPEND = [
   'i8042.noaux',
   'i8042.nokbd',
   '8250.nr_uarts=1',
-  'tsc=nowatchdog',
+  'tsc=reliable',
 ].join(' ');
