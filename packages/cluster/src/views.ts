@@ -2,6 +2,7 @@
 
 import {
   guestIp,
+  type HostReportReply,
   type Placement,
   type RedeemReply,
   type SystemState,
@@ -47,6 +48,13 @@ export function hostRooms(system: SystemData): HostRoom[] {
       { host, cpusFree: cpus - used.cpus, ramFreeBytes: ramBytes - used.ramBytes, clones: used.clones },
     ];
   });
+}
+
+/** Hosts that have reported themselves at least once, for the overlay network. */
+export function knownHosts(system: SystemData): HostReportReply['hosts'] {
+  return Object.values(system.hosts).flatMap(({ host, address, up }) =>
+    address === null ? [] : [{ host, address, up }],
+  );
 }
 
 export function ticketList(system: SystemData, clusterid: number): TicketList {

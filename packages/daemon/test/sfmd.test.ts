@@ -310,7 +310,7 @@ describe('callers that go away', () => {
     expect(await free()).toBe(4);
   });
 
-  it('undoes a redemption that nobody waited for', async () => {
+  it('leaves a ticket unused whose caller went away before it was redeemed', async () => {
     await seed();
     for (const host of hosts) host.behaviour.clonesDelayMs = 400;
     const { ticket } = await request(2);

@@ -26,6 +26,7 @@ import {
   findTicket,
   isJoinable,
   isPrepared,
+  knownHosts,
   openCluster,
   pastOf,
   redemption,
@@ -34,8 +35,10 @@ import type { Chance, Cleanup, Command, Effect, SystemData } from '@snowflock/cl
 import type { Log } from '../log.ts';
 import { Cleanups } from './cleanups.ts';
 import type { HostAddress, Hosts } from './hosts.ts';
+import { PowerOffs } from './power-offs.ts';
 import { startPreparation, type PreparationPorts } from './preparations.ts';
-import { abortError, Waiters } from './waiters.ts';
+import { TicketRequests } from './ticket-requests.ts';
+import { abortError, undoUnlessDelivered, Waiters } from './waiters.ts';
 
 /** How often silence of hosts is looked for. */
 const TICK_MS = 1000;
@@ -43,8 +46,6 @@ const TICK_MS = 1000;
 const REDEEM_WAIT_MS = 8000;
 /** How long merge, dispose and shutdown wait for hosts that do answer; the rest goes on in the background. */
 const DESTROY_WAIT_MS = 12_000;
-/** A guest that shut its cluster down has powered itself off by then, or is ended. */
-const POWER_OFF_MS = 60_000;
 
 export interface MasterDaemonOptions {
   readonly system: SystemData;
@@ -64,12 +65,12 @@ export class MasterDaemon implements Disposable {
   readonly #options: MasterDaemonOptions;
   readonly #chance: Chance;
   readonly #waiters = new Waiters();
-  readonly #answers = new Map<string, PromiseWithResolvers<TicketGrant>>();
+  readonly #requests: TicketRequests;
   readonly #cleanups: Cleanups;
   readonly #preparing: PreparationPorts;
   readonly #closing = new AbortController();
   readonly #ticker: NodeJS.Timeout;
-  readonly #powerOffs = new Set<NodeJS.Timeout>();
+  readonly #powerOffs = new PowerOffs();
 
   constructor(options: MasterDaemonOptions) {
     this.#options = options;
@@ -85,6 +86,10 @@ export class MasterDaemon implements Disposable {
       onOverdue: () => this.#waiters.check(),
       log: options.log,
       closing: this.#closing.signal,
+    });
+    this.#requests = new TicketRequests({
+      apply: (command) => void this.#apply(command),
+      undo: (command) => this.#attempt(command),
     });
     this.#preparing = {
       hosts: options.hosts,
@@ -102,26 +107,17 @@ export class MasterDaemon implements Disposable {
 
   [Symbol.dispose](): void {
     clearInterval(this.#ticker);
-    for (const timer of this.#powerOffs) clearTimeout(timer);
+    this.#powerOffs[Symbol.dispose]();
     const stopping = new SnowflockError('unavailable', 'sfmd is stopping; ask again when it runs');
     this.#closing.abort(stopping);
-    for (const answer of this.#answers.values()) answer.reject(stopping);
+    this.#requests.stop(stopping);
     this.#options.hosts[Symbol.dispose]();
   }
 
-  // ---- hosts ------------------------------------------------------------------------------------------------------
-
   reportHost(host: string, report: HostReport): HostReportReply {
     this.#apply({ type: 'host-reported', host, report, nowMs: this.#options.nowMs() });
-    const known = Object.values(this.system.hosts);
-    return {
-      hosts: known.flatMap(({ host: name, address, up }) =>
-        address === null ? [] : [{ host: name, address, up }],
-      ),
-    };
+    return { hosts: knownHosts(this.system) };
   }
-
-  // ---- clusters ---------------------------------------------------------------------------------------------------
 
   async seed(shape: VmShape, signal: AbortSignal): Promise<SeedReply> {
     const start = this.#apply({ type: 'seed', shape }).find((effect) => effect.type === 'start-master');
@@ -146,42 +142,19 @@ export class MasterDaemon implements Disposable {
   async shutdown(options: { clusterid: number; force: boolean; byGuest: boolean }): Promise<void> {
     this.#apply({ type: 'shutdown', ...options });
     if (!options.byGuest) return this.#destroyed(options.clusterid, null);
-    const timer = setTimeout(() => {
-      this.#powerOffs.delete(timer);
+    this.#powerOffs.expect(() => {
       if (this.system.clusters[options.clusterid])
         this.#apply({ type: 'shutdown', ...options, force: true, byGuest: false });
-    }, POWER_OFF_MS);
-    this.#powerOffs.add(timer);
+    });
   }
 
   vmEnded(where: { clusterid: number; vmid: number }, ended: VmEnded): void {
     this.#apply({ type: 'vm-ended', ...where, ended });
   }
 
-  // ---- tickets ----------------------------------------------------------------------------------------------------
-
   /** Answers when granted; at once unless the request blocks. `signal`: the caller is gone. */
-  async requestTicket(clusterid: number, request: TicketRequest, signal: AbortSignal): Promise<TicketGrant> {
-    const requestId = randomUUID();
-    const answer = Promise.withResolvers<TicketGrant>();
-    this.#answers.set(requestId, answer);
-    const onAbort = (): void => {
-      this.#apply({ type: 'cancel-request', requestId });
-      answer.reject(abortError(signal));
-    };
-    try {
-      this.#apply({ type: 'request-ticket', clusterid, requestId, request });
-      if (signal.aborted) onAbort();
-      signal.addEventListener('abort', onAbort, { once: true });
-      const grant = await answer.promise;
-      const { ticket } = grant;
-      if (ticket !== null)
-        undoUnlessDelivered(signal, () => this.#attempt({ type: 'dispose', clusterid, ticket }));
-      return grant;
-    } finally {
-      signal.removeEventListener('abort', onAbort);
-      this.#answers.delete(requestId);
-    }
+  requestTicket(clusterid: number, request: TicketRequest, signal: AbortSignal): Promise<TicketGrant> {
+    return this.#requests.ask({ clusterid, request, signal });
   }
 
   /** unused ─▶ outstanding, once what was under way on the hosts is ready or has failed. */
@@ -242,8 +215,6 @@ export class MasterDaemon implements Disposable {
     await this.#destroyed(ref.clusterid, ref.ticket);
   }
 
-  // ---- inside -----------------------------------------------------------------------------------------------------
-
   #apply(command: Command): Effect[] {
     const effects = apply(this.system, command, this.#chance);
     for (const effect of effects) this.#carryOut(effect);
@@ -272,9 +243,9 @@ export class MasterDaemon implements Disposable {
       case 'host-down':
         return;
       case 'granted':
-        return this.#answers.get(effect.requestId)?.resolve(effect.grant);
+        return this.#requests.granted(effect.requestId, effect.grant);
       case 'refused':
-        return this.#answers.get(effect.requestId)?.reject(new SnowflockError(effect.code, effect.message));
+        return this.#requests.refused(effect.requestId, new SnowflockError(effect.code, effect.message));
       case 'prepare-source':
       case 'prepare-clones':
         return startPreparation(effect, this.#preparing);
@@ -328,10 +299,4 @@ export class MasterDaemon implements Disposable {
     const known = this.system.hosts[host];
     return { host, address: known?.address ?? host, sfldPort: known?.sfldPort ?? 0 };
   }
-}
-
-/** The signal aborts when the caller's connection closes before the answer was sent. */
-function undoUnlessDelivered(signal: AbortSignal, undo: () => void): void {
-  if (signal.aborted) undo();
-  else signal.addEventListener('abort', undo, { once: true });
 }

@@ -42,3 +42,9 @@ export function abortError(signal: AbortSignal | undefined): SnowflockError {
   if (signal?.reason instanceof SnowflockError) return signal.reason;
   return new SnowflockError('interrupted', 'the caller is gone', { cause: signal?.reason });
 }
+
+/** The signal aborts when the caller's connection closes before the answer was sent. */
+export function undoUnlessDelivered(signal: AbortSignal, undo: () => void): void {
+  if (signal.aborted) undo();
+  else signal.addEventListener('abort', undo, { once: true });
+}

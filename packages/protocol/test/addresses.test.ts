@@ -1,0 +1,35 @@
+import * as fc from 'fast-check';
+import { expect, it } from 'vitest';
+import { formatVmRef, guestHostname, guestIp, guestMac, parseVmRef } from '../src/index.ts';
+
+it.each([
+  [0, '10.0.0.1'],
+  [1, '10.0.0.2'],
+  [254, '10.0.0.255'],
+  [255, '10.0.1.0'],
+  [256, '10.0.1.1'],
+  [65533, '10.0.255.254'],
+])('vmid %i has the address %s', (vmid, ip) => expect(guestIp(vmid)).toBe(ip));
+
+it('gives every VM of every cluster its own MAC address, unicast and locally administered', () => {
+  expect(guestMac({ clusterid: 0x010203, vmid: 0x0405 })).toBe('52:01:02:03:04:05');
+  expect(guestHostname({ clusterid: 3, vmid: 4 })).toBe('sf-3-4');
+  const ref = fc.record({
+    clusterid: fc.integer({ min: 0, max: 0xfffffe }),
+    vmid: fc.integer({ min: 0, max: 65533 }),
+  });
+  fc.assert(
+    fc.property(ref, ref, (a, b) => {
+      expect(guestMac(a) === guestMac(b)).toBe(a.clusterid === b.clusterid && a.vmid === b.vmid);
+      expect(Number.parseInt(guestMac(a).slice(0, 2), 16) & 3).toBe(2);
+      expect(parseVmRef(formatVmRef(a))).toEqual(a);
+    }),
+  );
+});
+
+it.each(['', '0', '0:', ':1', '0:1:2', '0:-1', 'a:1', '0:65534', ' 0:1', '0:1\n'])(
+  '%j names no VM',
+  (text) => {
+    expect(() => parseVmRef(text)).toThrow();
+  },
+);
