@@ -1,7 +1,6 @@
 // Python's integer arithmetic, for configuration values such as 2*(1<<30). Bounded: every result is a safe integer.
 
-import type { ConfigFail, Token } from './config-lexer.ts';
-import type { ConfigValue } from './config-parser.ts';
+import type { ConfigFail, ConfigValue, Token } from './config-lexer.ts';
 
 const MAX = BigInt(Number.MAX_SAFE_INTEGER);
 /** An exponent or left shift beyond this leaves the safe integers for any base but -1, 0 and 1. */

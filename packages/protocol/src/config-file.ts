@@ -9,8 +9,8 @@ import type { TlsIdentity } from './control-client-errors.ts';
 import { MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX, type VmShape } from './control.ts';
 import { SnowflockError } from './errors.ts';
 
-export { CONFIG_FILE_MAX_BYTES } from './config-lexer.ts';
-export { parseConfigText, type ConfigDict, type ConfigEntry, type ConfigValue } from './config-parser.ts';
+export { CONFIG_FILE_MAX_BYTES, type ConfigDict, type ConfigValue } from './config-lexer.ts';
+export { parseConfigText, type ConfigEntry } from './config-parser.ts';
 
 export const MASTER_PORT_DEFAULT = 0xf10c;
 export const LOCAL_PORT_DEFAULT = 0xc01f;

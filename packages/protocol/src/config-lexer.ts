@@ -5,6 +5,12 @@ import { SnowflockError } from './errors.ts';
 /** Larger than any configuration of thousands of hosts; bounds all work that follows. */
 export const CONFIG_FILE_MAX_BYTES = 1 << 20;
 
+export type ConfigValue = null | boolean | number | string | readonly ConfigValue[] | ConfigDict;
+/** Without a prototype: any string is a safe key. */
+export interface ConfigDict {
+  readonly [key: string]: ConfigValue;
+}
+
 export interface Position {
   /** Both count from 1; a column is a UTF-16 unit. */
   readonly line: number;

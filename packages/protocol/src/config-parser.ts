@@ -10,17 +10,12 @@
 // Invariants: the work is linear in the file's size; recursion is bounded by NESTING_MAX; every integer, also in between,
 // is a safe one.
 
-import { configFail, tokenize, type ConfigFail, type Position, type Token } from './config-lexer.ts';
+import { configFail, tokenize } from './config-lexer.ts';
+import type { ConfigDict, ConfigFail, ConfigValue, Position, Token } from './config-lexer.ts';
 import { applyBinary, applyUnary } from './config-arithmetic.ts';
 
 /** Of brackets, signs and powers; the deepest real file has three. */
 const NESTING_MAX = 32;
-
-export type ConfigValue = null | boolean | number | string | readonly ConfigValue[] | ConfigDict;
-/** Without a prototype: any string is a safe key. */
-export interface ConfigDict {
-  readonly [key: string]: ConfigValue;
-}
 
 export interface ConfigEntry extends Position {
   readonly value: ConfigValue;

@@ -3,8 +3,8 @@
 import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { z } from 'zod';
-import { CONFIG_FILE_MAX_BYTES, configFail, type Position } from './config-lexer.ts';
-import { parseConfigText, type ConfigEntry, type ConfigValue } from './config-parser.ts';
+import { CONFIG_FILE_MAX_BYTES, configFail, type ConfigValue, type Position } from './config-lexer.ts';
+import { parseConfigText, type ConfigEntry } from './config-parser.ts';
 import { SnowflockError } from './errors.ts';
 
 /** Reads text of bounded size; a directory, a pipe or bytes that are not UTF-8 are clear errors. */
