@@ -11,6 +11,9 @@ const TITLES: Readonly<Record<LabStep, string>> = {
   hosts: 'hosts up',
 };
 
+/** Columns; a narrower terminal gets plain lines. */
+const LIVE_WIDTH_MIN = 40;
+
 export interface LabProgressView {
   readonly onProgress: (progress: LabProgress) => void;
   /** Resolves when the last line is drawn. Call it whether the lab came up or not. */
@@ -19,7 +22,14 @@ export interface LabProgressView {
 
 /** Writes to standard error: standard output is for results. */
 export function labProgressView(stream: NodeJS.WriteStream = process.stderr): LabProgressView {
-  return stream.isTTY ? liveView() : plainView(stream);
+  // listr2 draws on standard output, and needs to know how wide it is.
+  const live = stream.isTTY && process.stdout.isTTY && process.stdout.columns >= LIVE_WIDTH_MIN;
+  if (!live) return plainView(stream);
+  let view: LabProgressView | undefined;
+  return {
+    onProgress: (progress) => (view ??= liveView()).onProgress(progress),
+    finish: async () => view?.finish(),
+  };
 }
 
 function plainView(stream: NodeJS.WriteStream): LabProgressView {
