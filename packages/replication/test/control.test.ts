@@ -14,7 +14,12 @@ describe('the control socket', () => {
   const events: Record<string, unknown>[] = [];
 
   const connect = async (): Promise<ControlClient> =>
-    ControlClient.connect({ path, peer: 'memserver', timeoutMs: 1000, onEvent: (event) => events.push(event) });
+    ControlClient.connect({
+      path,
+      peer: 'memserver',
+      timeoutMs: 1000,
+      onEvent: (event) => events.push(event),
+    });
 
   beforeEach(async () => {
     server = new ControlServer({
@@ -36,16 +41,22 @@ describe('the control socket', () => {
   it('answers each caller, errors with their code, and tells everyone of events', async () => {
     const [one, two] = await Promise.all([connect(), connect()]);
     const texts = await Promise.all(
-      ['a', 'b'.repeat(300_000)].map((text, index) => (index === 0 ? one : two).call('echo', { text }, { timeoutMs: 1000 })),
+      ['a', 'b'.repeat(300_000)].map((text, index) =>
+        (index === 0 ? one : two).call('echo', { text }, { timeoutMs: 1000 }),
+      ),
     );
     expect(texts.map((reply) => String(reply['text']).length)).toEqual([1, 300_000]);
-    await expect(one.call('nonsense', {}, { timeoutMs: 1000 })).rejects.toMatchObject({ code: 'bad-request' });
+    await expect(one.call('nonsense', {}, { timeoutMs: 1000 })).rejects.toMatchObject({
+      code: 'bad-request',
+    });
     await expect(one.call('hang', {}, { timeoutMs: 50 })).rejects.toMatchObject({ code: 'timeout' });
     server.broadcast({ event: 'source-lost', reason: 'test' });
     await one.call('echo', {}, { timeoutMs: 1000 });
     await two.call('echo', {}, { timeoutMs: 1000 });
     expect(events).toHaveLength(2);
-    const hanging = expect(two.call('hang', {}, { timeoutMs: 1000 })).rejects.toMatchObject({ code: 'unavailable' });
+    const hanging = expect(two.call('hang', {}, { timeoutMs: 1000 })).rejects.toMatchObject({
+      code: 'unavailable',
+    });
     two.close();
     await hanging;
     one.close();

@@ -15,7 +15,12 @@ import {
   SLOT_COUNT,
   slotOfRequest,
 } from '../src/memtap/shared-state.ts';
-import { allocateStoreQueue, STORE_QUEUE_PAGES, type StoreEntry, StoreQueue } from '../src/memtap/store-queue.ts';
+import {
+  allocateStoreQueue,
+  STORE_QUEUE_PAGES,
+  type StoreEntry,
+  StoreQueue,
+} from '../src/memtap/store-queue.ts';
 
 describe('page states', () => {
   it('let exactly one claimer have a page, and only one that has to be fetched', () => {
@@ -47,7 +52,11 @@ describe('request ids', () => {
       fc.property(fc.nat(SLOT_COUNT - 1), fc.nat(16), fc.nat(GENERATION_MASK), (slot, part, generation) => {
         const id = demandRequestId(slot, part, generation);
         expect(id).toBeGreaterThanOrEqual(0);
-        expect([slotOfRequest(id), partOfRequest(id), generationOfRequest(id)]).toEqual([slot, part, generation]);
+        expect([slotOfRequest(id), partOfRequest(id), generationOfRequest(id)]).toEqual([
+          slot,
+          part,
+          generation,
+        ]);
       }),
     );
   });
@@ -79,7 +88,13 @@ describe('the store queue', () => {
             continue;
           }
           for (let page = 0; page < count; page++) source.writeUInt32LE(serial + page, page * 4096);
-          const stored = queue.push({ region: 0, firstPage: serial, pageCount: count, from: source, offset: 0 });
+          const stored = queue.push({
+            region: 0,
+            firstPage: serial,
+            pageCount: count,
+            from: source,
+            offset: 0,
+          });
           if (stored) model.push({ first: serial, count });
           else expect(model.reduce((sum, run) => sum + run.count, 0)).toBeGreaterThan(STORE_QUEUE_PAGES / 2);
           serial += count;
@@ -148,17 +163,20 @@ describe('read-ahead', () => {
 describe('LatencyHistogram', () => {
   it('is within four percent of the true percentiles', () => {
     fc.assert(
-      fc.property(fc.array(fc.integer({ min: 0, max: 5_000_000 }), { minLength: 1, maxLength: 300 }), (values) => {
-        const histogram = new LatencyHistogram();
-        for (const value of values) histogram.record(value);
-        const sorted = values.toSorted((a, b) => a - b);
-        const summary = histogram.summary();
-        expect(summary.minUs).toBe(sorted[0]);
-        expect(summary.maxUs).toBe(sorted.at(-1));
-        const median = sorted[Math.ceil(values.length / 2) - 1] ?? 0;
-        expect(summary.medianUs).toBeGreaterThanOrEqual(Math.min(median, summary.maxUs));
-        expect(summary.medianUs).toBeLessThanOrEqual(median * 1.04 + 1);
-      }),
+      fc.property(
+        fc.array(fc.integer({ min: 0, max: 5_000_000 }), { minLength: 1, maxLength: 300 }),
+        (values) => {
+          const histogram = new LatencyHistogram();
+          for (const value of values) histogram.record(value);
+          const sorted = values.toSorted((a, b) => a - b);
+          const summary = histogram.summary();
+          expect(summary.minUs).toBe(sorted[0]);
+          expect(summary.maxUs).toBe(sorted.at(-1));
+          const median = sorted[Math.ceil(values.length / 2) - 1] ?? 0;
+          expect(summary.medianUs).toBeGreaterThanOrEqual(Math.min(median, summary.maxUs));
+          expect(summary.medianUs).toBeLessThanOrEqual(median * 1.04 + 1);
+        },
+      ),
     );
   });
 });

@@ -54,7 +54,14 @@ describe('PresenceMap', () => {
   });
 
   it('takes present and swapped pages from page map entries, and no others', () => {
-    const entries = new BigUint64Array([0n, 1n << 63n, 1n << 62n, 1n << 61n, (1n << 55n) - 1n, (1n << 63n) | 5n]);
+    const entries = new BigUint64Array([
+      0n,
+      1n << 63n,
+      1n << 62n,
+      1n << 61n,
+      (1n << 55n) - 1n,
+      (1n << 63n) | 5n,
+    ]);
     const map = new PresenceMap(8);
     map.setFromPagemap(1, new Uint32Array(entries.buffer));
     expect(listOf(map)).toEqual([false, false, true, true, false, false, true, false]);

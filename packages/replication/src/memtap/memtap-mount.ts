@@ -63,7 +63,12 @@ export class MemtapMount {
       onSourceLost: options.onSourceLost,
     });
     const readerData: ReadWorkerData = { fuseFd, files, shared, queue: queueMemory };
-    const storeData: StoreWorkerData = { fuseFd, shared, queue: queueMemory, fileSizes: [ramBytes, diskBytes] };
+    const storeData: StoreWorkerData = {
+      fuseFd,
+      shared,
+      queue: queueMemory,
+      fileSizes: [ramBytes, diskBytes],
+    };
     this.#readWorker = new Worker(new URL('./read-worker.ts', import.meta.url), { workerData: readerData });
     this.#storeWorker = new Worker(new URL('./store-worker.ts', import.meta.url), { workerData: storeData });
     this.#readWorker.on('message', () => this.fetcher.drain());

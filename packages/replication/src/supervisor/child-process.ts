@@ -112,12 +112,15 @@ export async function watchForeignPid(
   });
 }
 
+/** Whether a process runs. A zombie does not: nobody may ever wait for an orphan where pid 1 is no init. */
 export function isAlive(pid: number): boolean {
   try {
-    process.kill(pid, 0);
-    return true;
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
+    // the command's name, in parentheses, may hold anything; the state is the letter behind it (proc(5))
+    return !/^[ZX]/.test(stat.slice(stat.lastIndexOf(')') + 2));
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ESRCH') return false;
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT' || code === 'ESRCH') return false;
     throw error;
   }
 }
