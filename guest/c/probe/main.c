@@ -14,6 +14,8 @@ int main(int argc, char **argv)
 		return sfmemtest(argc, argv);
 	if (!strcmp(name, "sfrandom"))
 		return sfrandom(argc, argv);
-	fprintf(stderr, "%s: call it as sfgap, sftouch, sfmemtest or sfrandom\n", name);
+	if (!strcmp(name, "sffork"))
+		return sffork(argc, argv);
+	fprintf(stderr, "%s: call it as sfgap, sftouch, sfmemtest, sfrandom or sffork\n", name);
 	return 2;
 }

@@ -9,6 +9,7 @@ int sfgap(int argc, char **argv);
 int sftouch(int argc, char **argv);
 int sfmemtest(int argc, char **argv);
 int sfrandom(int argc, char **argv);
+int sffork(int argc, char **argv);
 
 #define PAGE_BYTES 4096u
 #define PAGE_WORDS (PAGE_BYTES / 8)

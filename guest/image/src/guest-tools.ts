@@ -8,7 +8,7 @@ import { run } from './command.ts';
 export const GUEST_DIRECTORY = join(import.meta.dirname, '../..');
 
 export const COMMANDS = ['sfdotix', 'sfdoclone', 'sfclone', 'sfmerge', 'sfshutdown'] as const;
-export const PROBES = ['sfgap', 'sftouch', 'sfmemtest', 'sfrandom'] as const;
+export const PROBES = ['sfgap', 'sftouch', 'sfmemtest', 'sfrandom', 'sffork'] as const;
 
 /** Files both images share: built file to place in the guest. */
 export const GUEST_PROGRAMS = [
