@@ -202,6 +202,16 @@ static void start(const struct frame *f)
 	}
 }
 
+/*
+ * To the whole group, which is still this command's: it is not reaped, or something of it holds a stream open. A child that has not come to
+ * setsid() yet has no group; then it is alone and gets the signal itself.
+ */
+static void send_signal(const struct session *s, int number)
+{
+	if (kill(-s->pid, number) < 0 && errno == ESRCH && !s->reaped)
+		kill(s->pid, number);
+}
+
 static void grant(struct session *s, uint32_t consumed)
 {
 	uint8_t more[4];
@@ -244,7 +254,7 @@ static void take_stdin(struct session *s, const struct frame *f)
 		return;
 	} else if (s->in_data.len + f->len > WINDOW_BYTES || !bytes_add(&s->in_data, f->payload, f->len)) {
 		say("exec session %u: the host sent more stdin than was granted: killed", s->id);
-		kill(-s->pid, SIGKILL);
+		send_signal(s, SIGKILL);
 		return;
 	}
 	write_stdin(s);
@@ -262,7 +272,7 @@ void exec_frame(const struct frame *f)
 	if (f->type == FRAME_EXEC_IN) {
 		take_stdin(s, f);
 	} else if (f->type == FRAME_EXEC_SIGNAL && f->len == 1 && f->payload[0] >= 1 && f->payload[0] <= 64) {
-		kill(-s->pid, f->payload[0]); /* still this command's group: it is not reaped, or something of it holds a stream open */
+		send_signal(s, f->payload[0]);
 	} else if (f->type == FRAME_EXEC_CREDIT && f->len == 4) {
 		uint64_t credit = (uint64_t)s->credit + get_le32(f->payload);
 		s->credit = credit > CREDIT_MAX ? CREDIT_MAX : (uint32_t)credit;

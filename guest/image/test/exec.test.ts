@@ -52,6 +52,15 @@ describe.skipIf(!able)('exec', () => {
     expect((await bench.host.finishExec(id)).status).toBe(143);
   });
 
+  it('signals a command that has only just been started', async () => {
+    await using bench = await start();
+    for (let i = 0; i < 50; i++) {
+      const id = bench.host.startExec(['sleep', '100']);
+      bench.host.send('execSignal', id, Buffer.from([15]));
+      expect((await bench.host.finishExec(id)).status).toBe(143);
+    }
+  });
+
   it('stops at the window until credit comes', async () => {
     await using bench = await start();
     const id = bench.host.startExec(['sh', '-c', 'head -c 1000000 /dev/zero']);
