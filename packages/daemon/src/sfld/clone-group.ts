@@ -17,7 +17,7 @@ import {
   type PrepareClones,
   type VmEnded,
 } from '@snowflock/protocol';
-import { cleanupMount, MemtapProcess } from '@snowflock/replication';
+import { cleanupMount, MemtapProcess, type MemtapStats } from '@snowflock/replication';
 import { bootSource } from './boot-source.ts';
 import { CloneVm } from './clone-vm.ts';
 import { ticketDirectory, type HostContext } from './context.ts';
@@ -87,7 +87,7 @@ export class CloneGroup implements AsyncDisposable {
 
   async records(): Promise<CloneRecord[]> {
     const replication = await this.#replication();
-    return [...this.clones.values()].map((clone) => ({ ...clone.record(), replication }));
+    return [...this.clones.values()].map((clone) => fullRecord(clone, replication));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -183,10 +183,10 @@ export class CloneGroup implements AsyncDisposable {
     this.clones.delete(clone.ref.vmid);
     const replication = await this.#replication();
     await clone[Symbol.asyncDispose]();
-    this.#onGone({ ...clone.record(), replication });
+    this.#onGone(fullRecord(clone, replication));
   }
 
-  async #replication(): Promise<CloneRecord['replication']> {
+  async #replication(): Promise<MemtapStats | null> {
     if (this.#sourceLost !== null) return null;
     try {
       return (await this.#memtap?.stats()) ?? null;
@@ -195,4 +195,9 @@ export class CloneGroup implements AsyncDisposable {
       return null;
     }
   }
+}
+
+function fullRecord(clone: CloneVm, replication: MemtapStats | null): CloneRecord {
+  const fetchedBytes = replication === null ? null : (replication.bytesByProcess[String(clone.pid)] ?? 0);
+  return { ...clone.record(), fetchedBytes, replication };
 }

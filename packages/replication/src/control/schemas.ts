@@ -118,5 +118,7 @@ export const memtapStatsSchema = z.object({
   reconnects: z.number(),
   openFiles: z.number(),
   missLatency: latencySchema,
+  /** Bytes of pages that came on behalf of each process, by pid. */
+  bytesByProcess: z.record(z.string(), z.number()),
 });
 export type MemtapStats = z.infer<typeof memtapStatsSchema>;

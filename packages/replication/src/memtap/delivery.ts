@@ -46,9 +46,10 @@ export class Delivery {
     this.#queue = options.queue;
   }
 
-  /** Takes a checked DATA frame. */
-  deliver(frame: PageFrame, bytes: Buffer, offset: number): void {
-    let at = offset + pageDataOffset(frame.pageCount);
+  /** Takes a checked DATA frame. Returns how many of its pages had data. */
+  deliver(frame: PageFrame, bytes: Buffer, offset: number): number {
+    const dataOffset = offset + pageDataOffset(frame.pageCount);
+    let at = dataOffset;
     for (let index = 0; index < frame.pageCount; index++) {
       const present = hasPageData(bytes, offset, index);
       this.#dataAt[index] = present ? at : -1;
@@ -64,6 +65,7 @@ export class Delivery {
         this.#deliverTo(held, states, frame, bytes);
     }
     this.#storeRest(states, frame, bytes);
+    return (at - dataOffset) / PAGE_BYTES;
   }
 
   #deliverTo(held: HeldRead, states: Uint8Array, frame: PageFrame, bytes: Buffer): void {

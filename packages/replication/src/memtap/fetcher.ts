@@ -17,6 +17,7 @@ import {
 import type { PageSource } from '../control/schemas.ts';
 import type { PresenceMap } from '../presence-map.ts';
 import { ZERO_PAGE } from '../zero-page.ts';
+import { AskerAccounts } from './asker-accounts.ts';
 import { Delivery } from './delivery.ts';
 import { Errno } from './fuse/protocol.ts';
 import { type HeldRead, ReadAnswerer } from './held-reads.ts';
@@ -41,6 +42,7 @@ export class Fetcher {
   readonly #queue: StoreQueue;
   readonly #slots: SlotTable;
   readonly #delivery: Delivery;
+  readonly #accounts = new AskerAccounts();
   readonly #killedAskers: KilledAskers;
   readonly #requests: RequestsUnderWay;
   readonly #counters = { demandReads: 0, sharedReads: 0 };
@@ -81,6 +83,7 @@ export class Fetcher {
       heldReads: this.#slots.waiting.length,
       interruptedReads: this.#killedAskers.released,
       missLatency: this.#slots.latency.summary(),
+      bytesByProcess: this.#accounts.bytes,
     };
   }
 
@@ -222,10 +225,13 @@ export class Fetcher {
     this.drain();
     if (which === 'bulk') {
       this.#requests.endBulk(frame);
-      this.#delivery.deliver(frame, bytes, offset);
+      const asker = this.#slots.askerOf(frame);
+      const pages = this.#delivery.deliver(frame, bytes, offset);
+      this.#accounts.add(asker, pages * PAGE_BYTES);
     } else {
       const held = this.#requests.endDemandPart(frame);
-      this.#delivery.deliver(frame, bytes, offset);
+      const pages = this.#delivery.deliver(frame, bytes, offset);
+      this.#accounts.add(held.pid, pages * PAGE_BYTES);
       this.#slots.settle(held);
     }
   }

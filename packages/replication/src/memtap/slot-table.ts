@@ -3,7 +3,7 @@
 // Owns the HeldRead objects and the list of those that wait. Invariant: a slot goes back to the read worker exactly once,
 // when its READ is answered and no part of its demand is under way any more.
 
-import { PAGE_BYTES } from '@snowflock/protocol';
+import { PAGE_BYTES, type PageFrame } from '@snowflock/protocol';
 import { LatencyHistogram } from '../latency-histogram.ts';
 import { HeldRead, type ReadAnswerer } from './held-reads.ts';
 import {
@@ -66,6 +66,12 @@ export class SlotTable {
 
   find(unique: { readonly low: number; readonly high: number }): HeldRead | undefined {
     return this.waiting.find((held) => held.uniqueLow === unique.low && held.uniqueHigh === unique.high);
+  }
+
+  /** Thread of a READ that waits for pages of the frame; 0 when none does any more. */
+  askerOf(frame: PageFrame): number {
+    const end = frame.firstPage + frame.pageCount;
+    return this.waiting.find((held) => held.overlaps(frame.region, frame.firstPage, end))?.pid ?? 0;
   }
 
   /** Gives a READ one of its pages, and answers it when that was the last. */
