@@ -19,7 +19,12 @@ function rank(sorted: readonly number[], share: number): number {
   return sorted[Math.min(sorted.length - 1, Math.max(0, Math.ceil(share * sorted.length) - 1))] ?? Number.NaN;
 }
 
-export function figure(of: { name: string; case: string; unit: Figure['unit']; samples: readonly number[] }): Figure {
+export function figure(of: {
+  name: string;
+  case: string;
+  unit: Figure['unit'];
+  samples: readonly number[];
+}): Figure {
   const sorted = [...of.samples].sort((a, b) => a - b);
   const round = (value: number): number => Number(value.toPrecision(6));
   return {
@@ -59,7 +64,9 @@ export function printTable(figures: readonly Figure[]): void {
   const all = [['figure', 'case', 'unit', 'n', 'min', 'median', 'p99', 'max'], ...rows];
   const widths = all[0]?.map((_, column) => Math.max(...all.map((row) => row[column]?.length ?? 0))) ?? [];
   for (const row of all) {
-    const cells = row.map((cell, column) => (column < 3 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0)));
+    const cells = row.map((cell, column) =>
+      column < 3 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0),
+    );
     console.log(cells.join('  '));
   }
 }

@@ -37,7 +37,10 @@ export class GuestProgram implements AsyncDisposable {
   async ask(line: string | null): Promise<string> {
     const answer = new Promise<string>((resolve, reject) => {
       const timer = setTimeout(
-        () => reject(new Error(`the guest program did not answer '${line ?? ''}' within ${ANSWER_TIMEOUT_MS} ms`)),
+        () =>
+          reject(
+            new Error(`the guest program did not answer '${line ?? ''}' within ${ANSWER_TIMEOUT_MS} ms`),
+          ),
         ANSWER_TIMEOUT_MS,
       );
       this.#waiting = (text) => {

@@ -6,7 +6,15 @@ import { copyFile, mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ImageManifest } from '@snowflock/image';
 import { GuestFrameType, type GuestIdentity } from '@snowflock/protocol';
-import { AgentLink, QemuProcess, vmPaths, within, type Accel, type VmOrigin, type VmRam } from '@snowflock/vm';
+import {
+  AgentLink,
+  QemuProcess,
+  vmPaths,
+  within,
+  type Accel,
+  type VmOrigin,
+  type VmRam,
+} from '@snowflock/vm';
 
 const BOOT_TIMEOUT_MS = 120_000;
 const SAVE_TIMEOUT_MS = 300_000;
@@ -74,7 +82,8 @@ function booting(guest: PeerGuest, ram: VmRam): { origin: VmOrigin; ram: VmRam }
 async function answered(vm: Vm): Promise<void> {
   const identified = vm.link.identified(0, BOOT_TIMEOUT_MS);
   vm.link.on('frame', (frame) => {
-    if (frame.type === GuestFrameType.hello) vm.link.sendIdentity(0, { ...IDENTITY, timeNs: BigInt(Date.now()) * 1_000_000n });
+    if (frame.type === GuestFrameType.hello)
+      vm.link.sendIdentity(0, { ...IDENTITY, timeNs: BigInt(Date.now()) * 1_000_000n });
   });
   await identified;
 }
@@ -101,7 +110,8 @@ async function migrationDone(vm: Vm, begin: () => Promise<unknown>): Promise<voi
   const done = new Promise<void>((resolve, reject) =>
     vm.qemu.qmp.on('event', (name: string, data: Record<string, unknown>) => {
       if (name === 'MIGRATION' && data['status'] === 'completed') resolve();
-      if (name === 'MIGRATION' && data['status'] === 'failed') reject(new Error('the migration stream failed'));
+      if (name === 'MIGRATION' && data['status'] === 'failed')
+        reject(new Error('the migration stream failed'));
     }),
   );
   await begin();
@@ -141,7 +151,10 @@ export async function suspendCopyResumeMs(guest: PeerGuest, rounds: number): Pro
     await fill(parent, guest.touchedMib);
     await parent.qemu.qmp.execute(capabilities([]));
     // As fast as the machine can: QEMU's default limit is for live migration over a busy network.
-    await parent.qemu.qmp.execute({ execute: 'migrate-set-parameters', arguments: { 'max-bandwidth': 1 << 40 } });
+    await parent.qemu.qmp.execute({
+      execute: 'migrate-set-parameters',
+      arguments: { 'max-bandwidth': 1 << 40 },
+    });
     const samples: number[] = [];
     for (let round = 0; round < rounds; round++) {
       const [saved, copied] = [join(directory, 'saved'), join(directory, 'copied')];
@@ -188,7 +201,11 @@ export async function templateCloneMs(guest: PeerGuest, rounds: number): Promise
     const samples: number[] = [];
     for (let round = 0; round < rounds; round++) {
       const ram: VmRam = { kind: 'file', path: ramFile, share: false };
-      await using copy = await start(guest, { name: `copy${round}`, directory }, { origin: { kind: 'incoming' }, ram });
+      await using copy = await start(
+        guest,
+        { name: `copy${round}`, directory },
+        { origin: { kind: 'incoming' }, ram },
+      );
       await copy.qemu.qmp.execute(capabilities(['x-ignore-shared']));
       const begin = performance.now();
       await migrationDone(copy, () =>

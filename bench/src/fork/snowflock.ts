@@ -29,7 +29,9 @@ async function get<T>(lab: Lab, k: number, path: string, reply: z.ZodType<T>): P
 async function cloneRecord(lab: Lab, ticket: string): Promise<CloneRecord> {
   for (let attempt = 0; attempt < 200; attempt++) {
     for (const host of lab.hosts) {
-      const record = (await get(lab, host.k, '/v1/clones', z.array(CloneRecord))).find((one) => one.ticket === ticket);
+      const record = (await get(lab, host.k, '/v1/clones', z.array(CloneRecord))).find(
+        (one) => one.ticket === ticket,
+      );
       if (record?.firstAnswerAtMs) return record;
     }
     await sleep(50);
@@ -42,7 +44,9 @@ async function forkOnce(lab: Lab, program: GuestProgram): Promise<ForkSample> {
   await sleep(PRESTART_MS);
   await program.ask(`clone ${ticket}`);
   const clone = await cloneRecord(lab, ticket);
-  const forks = (await Promise.all(lab.hosts.map((host) => get(lab, host.k, '/v1/forks', z.array(ForkRecord))))).flat();
+  const forks = (
+    await Promise.all(lab.hosts.map((host) => get(lab, host.k, '/v1/forks', z.array(ForkRecord))))
+  ).flat();
   const fork = forks.find((one) => one.ticket === ticket);
   if (!fork) throw new Error(`no record of the fork of ticket ${ticket}`);
   await program.ask(`merge ${ticket}`);
