@@ -33,7 +33,8 @@ export interface DemoFindings {
 }
 
 const round = (value: number): number => Math.round(value * 10) / 10;
-const since = (fork: ForkRecord, atMs: number | null): number => (atMs === null ? Number.NaN : round(atMs - fork.calledAtMs));
+const since = (fork: ForkRecord, atMs: number | null): number =>
+  atMs === null ? Number.NaN : round(atMs - fork.calledAtMs);
 
 export function toResult(found: DemoFindings): DemoResult {
   const { fork, clones } = found;

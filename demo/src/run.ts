@@ -24,7 +24,11 @@ const REQUEST_TIMEOUT_MS = 120_000;
 
 const Warmed = z.object({ databaseBytes: z.number(), hits: z.number() });
 const Searched = z.object({ seconds: z.number(), queries: z.number(), hits: z.number() });
-const SearchedOverClones = Searched.extend({ forkSeconds: z.number(), ticket: z.string(), clones: z.number() });
+const SearchedOverClones = Searched.extend({
+  forkSeconds: z.number(),
+  ticket: z.string(),
+  clones: z.number(),
+});
 
 interface Context {
   lab?: Lab;
@@ -51,7 +55,13 @@ export async function runDemo(options: { signal: AbortSignal; queries?: number }
       {
         title: `Lab of ${HOSTS} hosts`,
         task: async (ctx) => {
-          ctx.lab = await Lab.up({ name: LAB_NAME, hosts: HOSTS, cpus: LAB_CPUS, ramBytes: LAB_RAM_BYTES, signal });
+          ctx.lab = await Lab.up({
+            name: LAB_NAME,
+            hosts: HOSTS,
+            cpus: LAB_CPUS,
+            ramBytes: LAB_RAM_BYTES,
+            signal,
+          });
         },
       },
       { title: 'Master VM: seed and boot', task: (ctx) => seed(ctx, signal) },
@@ -59,14 +69,24 @@ export async function runDemo(options: { signal: AbortSignal; queries?: number }
       {
         title: `Fork into ${CLONES} clones, search, collect, join`,
         task: async (ctx, task) => {
-          ctx.over = await script(ctx, ['clones', String(CLONES), ctx.queryFile ?? '', '/root/clones.tsv'], SearchedOverClones, signal);
+          ctx.over = await script(
+            ctx,
+            ['clones', String(CLONES), ctx.queryFile ?? '', '/root/clones.tsv'],
+            SearchedOverClones,
+            signal,
+          );
           task.title += `: ${ctx.over.seconds.toFixed(1)} s`;
         },
       },
       {
         title: 'The same search in one VM',
         task: async (ctx, task) => {
-          ctx.serial = await script(ctx, ['serial', ctx.queryFile ?? '', '/root/serial.tsv'], Searched, signal);
+          ctx.serial = await script(
+            ctx,
+            ['serial', ctx.queryFile ?? '', '/root/serial.tsv'],
+            Searched,
+            signal,
+          );
           task.title += `: ${ctx.serial.seconds.toFixed(1)} s`;
         },
       },
@@ -94,9 +114,15 @@ function lab(ctx: Context): Lab {
 }
 
 async function inVm(ctx: Context, argv: string[], signal: AbortSignal, input?: Buffer): Promise<string> {
-  const { status, stdout, stderr } = await execInVm(lab(ctx).client(1), ctx.vm ?? '', argv, { input, signal });
+  const { status, stdout, stderr } = await execInVm(lab(ctx).client(1), ctx.vm ?? '', argv, {
+    input,
+    signal,
+  });
   if (status !== 0)
-    throw new SnowflockError('vm-failed', `in the VM, '${argv.join(' ')}' exited with ${status}: ${stderr.toString().slice(-2000)}`);
+    throw new SnowflockError(
+      'vm-failed',
+      `in the VM, '${argv.join(' ')}' exited with ${status}: ${stderr.toString().slice(-2000)}`,
+    );
   return stdout.toString();
 }
 
@@ -106,16 +132,14 @@ async function script<T>(ctx: Context, args: string[], reply: z.ZodType<T>, sign
 }
 
 async function seed(ctx: Context, signal: AbortSignal): Promise<void> {
-  const { clusterid, vmid } = await lab(ctx)
-    .client(1)
-    .request({
-      method: 'POST',
-      path: '/v1/master/clusters',
-      body: SHAPE,
-      reply: SeedReply,
-      timeoutMs: REQUEST_TIMEOUT_MS,
-      signal,
-    });
+  const { clusterid, vmid } = await lab(ctx).client(1).request({
+    method: 'POST',
+    path: '/v1/master/clusters',
+    body: SHAPE,
+    reply: SeedReply,
+    timeoutMs: REQUEST_TIMEOUT_MS,
+    signal,
+  });
   ctx.vm = `${clusterid}:${vmid}`;
   await inVm(ctx, ['true'], signal);
 }
@@ -143,7 +167,9 @@ async function findings(ctx: Context, signal: AbortSignal): Promise<DemoFindings
   let fork: ForkRecord | undefined;
   for (const host of lab(ctx).hosts) {
     const records = await get(host.k, '/v1/clones', z.array(CloneRecord));
-    clones.push(...records.filter((one) => one.ticket === over.ticket).map((one) => ({ ...one, host: host.name })));
+    clones.push(
+      ...records.filter((one) => one.ticket === over.ticket).map((one) => ({ ...one, host: host.name })),
+    );
     fork ??= (await get(host.k, '/v1/forks', z.array(ForkRecord))).find((one) => one.ticket === over.ticket);
   }
   if (!fork) throw new SnowflockError('internal', 'no host has a record of the fork');

@@ -23,7 +23,14 @@ export function guestIp(vmid: number): string {
 /** Locally administered, unique in its cluster and over clusters. */
 export function guestMac({ clusterid, vmid }: { clusterid: number; vmid: number }): string {
   checkVmid(vmid);
-  const bytes = [0x52, (clusterid >> 16) & 0xff, (clusterid >> 8) & 0xff, clusterid & 0xff, vmid >> 8, vmid & 0xff];
+  const bytes = [
+    0x52,
+    (clusterid >> 16) & 0xff,
+    (clusterid >> 8) & 0xff,
+    clusterid & 0xff,
+    vmid >> 8,
+    vmid & 0xff,
+  ];
   return bytes.map((b) => b.toString(16).padStart(2, '0')).join(':');
 }
 
@@ -39,7 +46,11 @@ export interface VmRef {
 /** Parses `clusterid:vmid`. */
 export function parseVmRef(text: string): VmRef {
   const match = /^(\d{1,8}):(\d{1,5})$/.exec(text);
-  if (!match) throw new SnowflockError('bad-request', `'${text}' does not name a VM; write CLUSTERID:VMID, for example 0:1`);
+  if (!match)
+    throw new SnowflockError(
+      'bad-request',
+      `'${text}' does not name a VM; write CLUSTERID:VMID, for example 0:1`,
+    );
   const ref = { clusterid: Number(match[1]), vmid: Number(match[2]) };
   checkVmid(ref.vmid);
   return ref;

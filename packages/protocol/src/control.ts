@@ -150,8 +150,8 @@ export type LaunchReply = LaunchReport;
 
 // DELETE sfld /v1/tickets/:ticket            every clone, memtap and memserver of the ticket on this host goes; idempotent
 // DELETE sfld /v1/clusters/:clusterid        everything of the cluster on this host goes; idempotent
-// POST   sfld /v1/vms/:vm/exec               Upgrade: snowflock-exec; then guest-channel exec frames in both directions
-// POST   sfld /v1/vms/:vm/console            Upgrade: snowflock-console; then raw bytes
+// GET    sfld /v1/vms/:vm/exec               Upgrade: snowflock-exec; then guest-channel exec frames in both directions
+// GET    sfld /v1/vms/:vm/console            Upgrade: snowflock-console; then raw bytes
 
 // ---- state --------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,11 @@ export const DescriptorHeader = z.object({
   nclones: z.int(),
   shape: VmShape,
   /** Where pages are served, and the fork's key (hex) that both sides prove to know. */
-  source: z.object({ address: z.string(), port: z.int().min(1).max(65535), keyHex: z.string().regex(/^[0-9a-f]{64}$/) }),
+  source: z.object({
+    address: z.string(),
+    port: z.int().min(1).max(65535),
+    keyHex: z.string().regex(/^[0-9a-f]{64}$/),
+  }),
   ramBytes: z.int().min(1),
   diskBytes: z.int().min(0),
 });

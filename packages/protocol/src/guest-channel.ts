@@ -42,10 +42,18 @@ export interface GuestFrame {
   readonly payload: Buffer;
 }
 
-export function encodeGuestFrame(frame: { type: GuestFrameType; id: number; payload?: Buffer | string }): Buffer {
-  const payload = typeof frame.payload === 'string' ? Buffer.from(frame.payload) : (frame.payload ?? Buffer.alloc(0));
+export function encodeGuestFrame(frame: {
+  type: GuestFrameType;
+  id: number;
+  payload?: Buffer | string;
+}): Buffer {
+  const payload =
+    typeof frame.payload === 'string' ? Buffer.from(frame.payload) : (frame.payload ?? Buffer.alloc(0));
   if (payload.length > GUEST_PAYLOAD_MAX)
-    throw new SnowflockError('bad-request', `guest frame payload of ${payload.length} bytes is over ${GUEST_PAYLOAD_MAX}`);
+    throw new SnowflockError(
+      'bad-request',
+      `guest frame payload of ${payload.length} bytes is over ${GUEST_PAYLOAD_MAX}`,
+    );
   const out = Buffer.alloc(4 + GUEST_HEADER_REST + payload.length);
   out.writeUInt32LE(GUEST_HEADER_REST + payload.length, 0);
   out.writeUInt8(frame.type, 4);
@@ -69,7 +77,8 @@ export class GuestFrameDecoder {
         throw new SnowflockError('bad-request', `guest frame length ${length} is out of range`);
       if (buf.length < 4 + length) return frames;
       const type = buf.readUInt8(4);
-      if (!KNOWN_TYPES.has(type)) throw new SnowflockError('bad-request', `guest frame type ${type} is unknown`);
+      if (!KNOWN_TYPES.has(type))
+        throw new SnowflockError('bad-request', `guest frame type ${type} is unknown`);
       frames.push({
         type: type as GuestFrameType,
         id: buf.readUInt32LE(8),

@@ -48,36 +48,44 @@ function dataFrame(present: readonly boolean[]): { frame: PageFrame; bytes: Buff
 describe('page frames', () => {
   it('come back as they were written, whatever stands before and behind them', () => {
     fc.assert(
-      fc.property(fc.array(readFrame, { minLength: 1, maxLength: 20 }), fc.integer({ min: 0, max: 19 }), (frames, cut) => {
-        const bytes = Buffer.alloc(frames.length * PAGE_FRAME_HEADER_BYTES);
-        let end = 0;
-        for (const frame of frames) end = writePageFrame(bytes, end, frame);
-        const seen = createPageFrame();
-        frames.forEach((frame, index) => {
-          const at = index * PAGE_FRAME_HEADER_BYTES;
-          expect(readPageFrame(bytes, at, at + cut, seen)).toBe(false);
-          expect(readPageFrame(bytes, at, bytes.length, seen)).toBe(true);
-          expect(seen).toEqual(frame);
-        });
-      }),
+      fc.property(
+        fc.array(readFrame, { minLength: 1, maxLength: 20 }),
+        fc.integer({ min: 0, max: 19 }),
+        (frames, cut) => {
+          const bytes = Buffer.alloc(frames.length * PAGE_FRAME_HEADER_BYTES);
+          let end = 0;
+          for (const frame of frames) end = writePageFrame(bytes, end, frame);
+          const seen = createPageFrame();
+          frames.forEach((frame, index) => {
+            const at = index * PAGE_FRAME_HEADER_BYTES;
+            expect(readPageFrame(bytes, at, at + cut, seen)).toBe(false);
+            expect(readPageFrame(bytes, at, bytes.length, seen)).toBe(true);
+            expect(seen).toEqual(frame);
+          });
+        },
+      ),
     );
   });
 
   it('never ask for more than the largest frame, whatever the bytes', () => {
     fc.assert(
-      fc.property(fc.uint8Array({ minLength: 20, maxLength: 20 }), fc.integer({ min: 1, max: 5 }), (noise, type) => {
-        const bytes = Buffer.from(noise);
-        bytes[4] = type;
-        const frame = createPageFrame();
-        try {
-          readPageFrame(bytes, 0, bytes.length, frame);
-        } catch (error) {
-          expect(error).toBeInstanceOf(SnowflockError);
-          return;
-        }
-        expect(frame.length).toBeGreaterThanOrEqual(PAGE_FRAME_HEADER_BYTES);
-        expect(frame.length).toBeLessThanOrEqual(PAGE_FRAME_MAX_BYTES);
-      }),
+      fc.property(
+        fc.uint8Array({ minLength: 20, maxLength: 20 }),
+        fc.integer({ min: 1, max: 5 }),
+        (noise, type) => {
+          const bytes = Buffer.from(noise);
+          bytes[4] = type;
+          const frame = createPageFrame();
+          try {
+            readPageFrame(bytes, 0, bytes.length, frame);
+          } catch (error) {
+            expect(error).toBeInstanceOf(SnowflockError);
+            return;
+          }
+          expect(frame.length).toBeGreaterThanOrEqual(PAGE_FRAME_HEADER_BYTES);
+          expect(frame.length).toBeLessThanOrEqual(PAGE_FRAME_MAX_BYTES);
+        },
+      ),
       { numRuns: 2000 },
     );
   });
@@ -132,7 +140,9 @@ describe('the handshake', () => {
     expect(checkPageProof(proof, randomBytes(32), 'client', nonces)).toBe(false);
     expect(checkPageProof(proof, key, 'server', nonces)).toBe(false);
     expect(checkPageProof(proof, key, 'client', { ...nonces, server: randomBytes(32) })).toBe(false);
-    expect(checkPageProof(proof, key, 'client', { server: nonces.client, client: nonces.server })).toBe(false);
+    expect(checkPageProof(proof, key, 'client', { server: nonces.client, client: nonces.server })).toBe(
+      false,
+    );
     expect(checkPageProof(proof.subarray(1), key, 'client', nonces)).toBe(false);
   });
 

@@ -58,10 +58,21 @@ export async function measureAccel(accel: Accel): Promise<number> {
     const cpu = accel === 'kvm' ? 'host,-arch-capabilities' : 'max';
     const child = spawn(
       'qemu-system-x86_64',
-      ['-M', 'pc', '-accel', accel, '-cpu', cpu, '-m', '64', '-bios', rom, '-display', 'none', '-nodefaults'].concat([
-        '-qmp',
-        `unix:${directory}/qmp,server=on,wait=off`,
-      ]),
+      [
+        '-M',
+        'pc',
+        '-accel',
+        accel,
+        '-cpu',
+        cpu,
+        '-m',
+        '64',
+        '-bios',
+        rom,
+        '-display',
+        'none',
+        '-nodefaults',
+      ].concat(['-qmp', `unix:${directory}/qmp,server=on,wait=off`]),
       { stdio: ['ignore', 'ignore', 'pipe'] },
     );
     let said = '';
@@ -94,12 +105,18 @@ export async function measureAccel(accel: Accel): Promise<number> {
 /** `auto` measures; `kvm` and `tcg` are taken at their word. */
 export async function chooseAccel(wanted: 'auto' | Accel): Promise<AccelProbe> {
   if (wanted !== 'auto')
-    return { kvm: { present: wanted === 'kvm', usable: wanted === 'kvm', why: 'set by configuration' }, chosen: wanted };
+    return {
+      kvm: { present: wanted === 'kvm', usable: wanted === 'kvm', why: 'set by configuration' },
+      chosen: wanted,
+    };
   try {
     await access('/dev/kvm', constants.R_OK | constants.W_OK);
   } catch {
     // Absent or not permitted: an answer, not an error.
-    return { kvm: { present: false, usable: false, why: '/dev/kvm is absent or not accessible' }, chosen: 'tcg' };
+    return {
+      kvm: { present: false, usable: false, why: '/dev/kvm is absent or not accessible' },
+      chosen: 'tcg',
+    };
   }
   try {
     const rounds = await measureAccel('kvm');

@@ -46,7 +46,10 @@ export class AgentLink extends EventEmitter<AgentEvents> {
     });
   }
 
-  static async connect(path: string, options: { timeoutMs: number; gone: Promise<unknown> }): Promise<AgentLink> {
+  static async connect(
+    path: string,
+    options: { timeoutMs: number; gone: Promise<unknown> },
+  ): Promise<AgentLink> {
     return new AgentLink(await connectUnix(path, { ...options, what: 'guest channel' }));
   }
 
@@ -61,7 +64,10 @@ export class AgentLink extends EventEmitter<AgentEvents> {
       return;
     }
     if (this.#held.length >= HELD_FRAMES_MAX)
-      throw new SnowflockError('unavailable', 'too many messages wait for the guest while it forks; try again');
+      throw new SnowflockError(
+        'unavailable',
+        'too many messages wait for the guest while it forks; try again',
+      );
     this.#held.push(bytes);
   }
 
@@ -101,7 +107,8 @@ export class AgentLink extends EventEmitter<AgentEvents> {
   async #frame(type: GuestFrameType, id: number, timeoutMs: number, what: string): Promise<void> {
     const key = `${type}:${id}`;
     const onClose = Promise.withResolvers<never>();
-    const closed = (): void => onClose.reject(new SnowflockError('vm-failed', `the VM ended while waiting for ${what}`));
+    const closed = (): void =>
+      onClose.reject(new SnowflockError('vm-failed', `the VM ended while waiting for ${what}`));
     const arrived = new Promise<void>((resolve) => this.#awaited.set(key, resolve));
     this.once('close', closed);
     try {

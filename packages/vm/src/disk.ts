@@ -30,7 +30,19 @@ export async function createOverlay(options: {
 }): Promise<void> {
   const size = options.sizeBytes === undefined ? [] : [String(options.sizeBytes)];
   const unchecked = options.sizeBytes === undefined ? [] : ['-u'];
-  await qemuImg(['create', '-q', ...unchecked, '-f', 'qcow2', '-b', options.backing, '-F', options.backingFormat, options.path, ...size]);
+  await qemuImg([
+    'create',
+    '-q',
+    ...unchecked,
+    '-f',
+    'qcow2',
+    '-b',
+    options.backing,
+    '-F',
+    options.backingFormat,
+    options.path,
+    ...size,
+  ]);
 }
 
 export interface DiskInfo {
@@ -52,7 +64,9 @@ export async function diskInfo(path: string): Promise<DiskInfo> {
     }
     if (format === 'raw') return { format, sizeBytes: (await stat(path)).size };
   } catch (error) {
-    throw new SnowflockError('no-such-image', `disk image ${path} cannot be read: ${String(error)}`, { cause: error });
+    throw new SnowflockError('no-such-image', `disk image ${path} cannot be read: ${String(error)}`, {
+      cause: error,
+    });
   }
   const info: unknown = JSON.parse(await qemuImg(['info', '-U', '--output=json', '-f', format, path]));
   return { format, sizeBytes: z.object({ 'virtual-size': z.number() }).parse(info)['virtual-size'] };

@@ -35,7 +35,10 @@ export class ForkControl {
     });
   }
 
-  static async connect(path: string, options: { timeoutMs: number; gone?: Promise<unknown> }): Promise<ForkControl> {
+  static async connect(
+    path: string,
+    options: { timeoutMs: number; gone?: Promise<unknown> },
+  ): Promise<ForkControl> {
     return new ForkControl(await connectUnix(path, { ...options, what: 'fork shim' }));
   }
 
@@ -48,7 +51,10 @@ export class ForkControl {
     });
     const ram = all.filter((range) => range.length === sizeBytes);
     if (ram.length !== 1 || !ram[0])
-      throw new SnowflockError('internal', `expected one RAM block of ${sizeBytes} bytes, QEMU has ${words.join(' ')}`);
+      throw new SnowflockError(
+        'internal',
+        `expected one RAM block of ${sizeBytes} bytes, QEMU has ${words.join(' ')}`,
+      );
     return ram[0];
   }
 

@@ -65,7 +65,11 @@ export interface VmSpec {
   /** In place of QEMU's own; a clone needs the same as its parent. */
   readonly firmware?: string;
   /** The VM's writable qcow2 overlay and the read-only backing it lies on. */
-  readonly disk: { readonly overlay: string; readonly backing: string; readonly backingFormat: 'raw' | 'qcow2' } | null;
+  readonly disk: {
+    readonly overlay: string;
+    readonly backing: string;
+    readonly backingFormat: 'raw' | 'qcow2';
+  } | null;
   readonly nic: { readonly tap: string; readonly mac: string; readonly mtu: number } | null;
 }
 
@@ -82,18 +86,38 @@ function diskArgs(disk: NonNullable<VmSpec['disk']>): string[] {
     cache: { direct: false, 'no-flush': true },
     discard: 'unmap',
     file: { driver: 'file', filename: disk.overlay, cache: { direct: false, 'no-flush': true } },
-    backing: { driver: disk.backingFormat, 'read-only': true, file: { driver: 'file', filename: disk.backing } },
+    backing: {
+      driver: disk.backingFormat,
+      'read-only': true,
+      file: { driver: 'file', filename: disk.backing },
+    },
   };
-  return ['-blockdev', JSON.stringify(node), '-device', `virtio-blk-pci,drive=${diskNode(0)},${DISK_GEOMETRY}`];
+  return [
+    '-blockdev',
+    JSON.stringify(node),
+    '-device',
+    `virtio-blk-pci,drive=${diskNode(0)},${DISK_GEOMETRY}`,
+  ];
 }
 
 export function buildQemuArgs(spec: VmSpec): string[] {
   const size = `${spec.memoryMib}M`;
-  const machine = 'q35,suppress-vmdesc=on,memory-backend=ram,mem-merge=off,hpet=off,vmport=off,smm=off,sata=off,smbus=off,usb=off';
+  const machine =
+    'q35,suppress-vmdesc=on,memory-backend=ram,mem-merge=off,hpet=off,vmport=off,smm=off,sata=off,smbus=off,usb=off';
   const args = ['-name', spec.name, '-machine', machine];
   if (spec.accel === 'kvm') args.push('-accel', 'kvm', '-cpu', 'host,-arch-capabilities');
   else args.push('-accel', `tcg,thread=multi,tb-size=${TCG_CACHE_MIB}`, '-cpu', 'max');
-  args.push('-smp', String(spec.vcpus), '-m', size, '-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot');
+  args.push(
+    '-smp',
+    String(spec.vcpus),
+    '-m',
+    size,
+    '-no-user-config',
+    '-nodefaults',
+    '-display',
+    'none',
+    '-no-reboot',
+  );
   args.push('-rtc', 'base=utc,clock=host', '-global', 'migration.send-configuration=off');
   args.push(
     '-object',
@@ -101,7 +125,10 @@ export function buildQemuArgs(spec: VmSpec): string[] {
       ? `memory-backend-ram,id=ram,size=${size}`
       : `memory-backend-file,id=ram,size=${size},share=${spec.ram.share ? 'on' : 'off'},mem-path=${spec.ram.path}`,
   );
-  args.push('-chardev', `socket,id=console,path=${spec.paths.console},server=on,wait=off,logfile=${spec.paths.consoleLog},logappend=on`);
+  args.push(
+    '-chardev',
+    `socket,id=console,path=${spec.paths.console},server=on,wait=off,logfile=${spec.paths.consoleLog},logappend=on`,
+  );
   args.push('-serial', 'chardev:console');
   args.push('-device', 'virtio-serial-pci,id=vs0');
   args.push('-chardev', `socket,id=agent,path=${spec.paths.agent},server=on,wait=off`);

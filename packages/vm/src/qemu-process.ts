@@ -45,7 +45,10 @@ export class QemuProcess {
     this.ended = parts.ended;
   }
 
-  static async start(spec: VmSpec, options: { forkShim: string; env?: Record<string, string> }): Promise<QemuProcess> {
+  static async start(
+    spec: VmSpec,
+    options: { forkShim: string; env?: Record<string, string> },
+  ): Promise<QemuProcess> {
     mkdirSync(spec.paths.directory, { recursive: true, mode: 0o700 });
     const log = openSync(spec.paths.stderr, 'a', 0o600);
     const child = spawn('qemu-system-x86_64', buildQemuArgs(spec), {
@@ -92,10 +95,18 @@ export class QemuProcess {
 function watchEnd(child: ChildProcess, spec: VmSpec): Promise<VmEnd> {
   return new Promise((resolve) => {
     child.once('error', (error) =>
-      resolve({ exitCode: null, signal: null, reason: `VM ${spec.name} could not be started: ${error.message}` }),
+      resolve({
+        exitCode: null,
+        signal: null,
+        reason: `VM ${spec.name} could not be started: ${error.message}`,
+      }),
     );
     child.once('exit', (exitCode, signal) => {
-      const how = signal ? `was ended by ${signal}` : exitCode === 0 ? 'powered off' : `exited with status ${exitCode}`;
+      const how = signal
+        ? `was ended by ${signal}`
+        : exitCode === 0
+          ? 'powered off'
+          : `exited with status ${exitCode}`;
       const said = exitCode === 0 ? '' : stderrTail(spec.paths.stderr);
       resolve({ exitCode, signal, reason: `VM ${spec.name} ${how}${said ? `; QEMU said: ${said}` : ''}` });
     });

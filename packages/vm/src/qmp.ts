@@ -64,7 +64,9 @@ export class Qmp extends EventEmitter {
     if (this.#closed) throw new SnowflockError('vm-failed', 'QMP: the VM has ended');
     const replies = commands.map(
       (command) =>
-        new Promise<unknown>((resolve, reject) => this.#waiters.push({ command: command.execute, resolve, reject })),
+        new Promise<unknown>((resolve, reject) =>
+          this.#waiters.push({ command: command.execute, resolve, reject }),
+        ),
     );
     this.#socket.write(commands.map((command) => JSON.stringify(command) + '\r\n').join(''));
     const names = commands.map((command) => command.execute).join(', ');
@@ -109,7 +111,9 @@ export class Qmp extends EventEmitter {
   #onClose(): void {
     this.#closed = true;
     for (const waiter of this.#waiters.splice(0))
-      waiter.reject(new SnowflockError('vm-failed', `QMP ${waiter.command}: the VM ended before it answered`));
+      waiter.reject(
+        new SnowflockError('vm-failed', `QMP ${waiter.command}: the VM ended before it answered`),
+      );
     this.emit('close');
   }
 }

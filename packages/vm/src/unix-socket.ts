@@ -37,5 +37,8 @@ export async function connectUnix(
   }
   throw dead
     ? new SnowflockError('vm-failed', `${options.what}: the process ended before it listened on ${path}`)
-    : new SnowflockError('timeout', `${options.what}: nothing listened on ${path} within ${options.timeoutMs} ms`);
+    : new SnowflockError(
+        'timeout',
+        `${options.what}: nothing listened on ${path} within ${options.timeoutMs} ms`,
+      );
 }

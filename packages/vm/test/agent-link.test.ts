@@ -19,10 +19,13 @@ beforeEach(async () => {
   received = [];
   const connected = Promise.withResolvers<Socket>();
   const server = createServer((socket) => connected.resolve(socket)).listen(join(directory, 'agent'));
-  link = await AgentLink.connect(join(directory, 'agent'), { timeoutMs: 1000, gone: new Promise(() => undefined) });
+  link = await AgentLink.connect(join(directory, 'agent'), {
+    timeoutMs: 1000,
+    gone: new Promise(() => undefined),
+  });
   guest = await connected.promise;
   const decoder = new GuestFrameDecoder();
-  guest.on('data', (chunk) => received.push(...decoder.push(chunk as Buffer)));
+  guest.on('data', (chunk) => received.push(...decoder.push(chunk)));
   guest.on('error', () => guest.destroy());
   stop = () => server.close();
 });

@@ -19,7 +19,8 @@ const clone: VmSpec = {
   disk: { overlay: '/d/c.qcow2', backing: '/m/disk', backingFormat: 'raw' },
 };
 
-const devices = (args: string[]): string[] => args.filter((_, i) => args[i - 1] === '-device' || args[i - 1] === '-machine');
+const devices = (args: string[]): string[] =>
+  args.filter((_, i) => args[i - 1] === '-device' || args[i - 1] === '-machine');
 
 it('gives parent and clone the same machine and devices, in the same order', () => {
   expect(devices(buildQemuArgs(clone))).toEqual(devices(buildQemuArgs(spec)));

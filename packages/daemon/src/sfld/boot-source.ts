@@ -18,7 +18,10 @@ export interface BootSource {
 async function builtImage(name: string) {
   const image = await findImage(name);
   if (!image)
-    throw new SnowflockError('no-such-image', `there is no image '${name}' on this host; build it: snowflock image build ${name}`);
+    throw new SnowflockError(
+      'no-such-image',
+      `there is no image '${name}' on this host; build it: snowflock image build ${name}`,
+    );
   return image;
 }
 

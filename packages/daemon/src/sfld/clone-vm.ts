@@ -17,7 +17,14 @@ import {
   type VmShape,
   type VmStatus,
 } from '@snowflock/protocol';
-import { AgentLink, createOverlay, expectDeviceState, loadDeviceState, QemuProcess, vmPaths } from '@snowflock/vm';
+import {
+  AgentLink,
+  createOverlay,
+  expectDeviceState,
+  loadDeviceState,
+  QemuProcess,
+  vmPaths,
+} from '@snowflock/vm';
 import type { ClusterNetwork } from '@snowflock/network';
 import { monotonicMs, type HostContext } from './context.ts';
 import { GuestCalls } from './guest-calls.ts';
@@ -52,7 +59,11 @@ export class CloneVm implements AsyncDisposable {
   readonly #options: CloneVmOptions;
   readonly #qemu: QemuProcess;
   readonly #link: AgentLink;
-  readonly #at = { descriptor: null as number | null, loaded: null as number | null, running: null as number | null };
+  readonly #at = {
+    descriptor: null as number | null,
+    loaded: null as number | null,
+    running: null as number | null,
+  };
   #identifiedAtMs: number | null = null;
 
   private constructor(
@@ -111,7 +122,10 @@ export class CloneVm implements AsyncDisposable {
       { forkShim: context.forkShim, env: { [OWNER_VARIABLE]: context.runDir } },
     );
     undo.defer(async () => void (await qemu.kill()));
-    const link = await AgentLink.connect(qemu.spec.paths.agent, { timeoutMs: AGENT_CONNECT_TIMEOUT_MS, gone: qemu.ended });
+    const link = await AgentLink.connect(qemu.spec.paths.agent, {
+      timeoutMs: AGENT_CONNECT_TIMEOUT_MS,
+      gone: qemu.ended,
+    });
     await expectDeviceState(qemu);
     undo.move();
     return new CloneVm(context, options, { qemu, link });
@@ -135,7 +149,9 @@ export class CloneVm implements AsyncDisposable {
     this.#at.descriptor = monotonicMs();
     await loadDeviceState(this.#qemu, descriptor.deviceState);
     this.#at.loaded = monotonicMs();
-    const identified = this.#link.identified(forkId, IDENTIFY_TIMEOUT_MS).then(() => (this.#identifiedAtMs = monotonicMs()));
+    const identified = this.#link
+      .identified(forkId, IDENTIFY_TIMEOUT_MS)
+      .then(() => (this.#identifiedAtMs = monotonicMs()));
     this.#link.sendIdentity(forkId, makeIdentity(this.ref, nclones));
     await Promise.all([
       this.#qemu.qmp.execute({ execute: 'cont' }).then(() => (this.#at.running = monotonicMs())),

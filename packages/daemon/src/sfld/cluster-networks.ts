@@ -53,7 +53,10 @@ export class ClusterNetworks {
       try {
         await (await entry.opened).setPeers(others);
       } catch (error) {
-        this.#log.warn({ clusterid, err: error }, 'the cluster network could not take up the new list of hosts');
+        this.#log.warn(
+          { clusterid, err: error },
+          'the cluster network could not take up the new list of hosts',
+        );
       }
     }
   }

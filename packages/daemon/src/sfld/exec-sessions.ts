@@ -51,7 +51,9 @@ export class ExecSessions {
         this.#link.send({ type: GuestFrameType.execCredit, id: frame.id, payload: credit });
       }
     } else {
-      session.client.write(encodeGuestFrame({ type: frame.type, id: session.clientId, payload: frame.payload }));
+      session.client.write(
+        encodeGuestFrame({ type: frame.type, id: session.clientId, payload: frame.payload }),
+      );
     }
     if (frame.type === GuestFrameType.execExit) this.#sessions.delete(frame.id);
   }

@@ -12,6 +12,7 @@ import {
   ticketId,
   toSnowflockError,
   type ControlClient,
+  type ControlRequest,
   type VmRef,
 } from '@snowflock/protocol';
 
@@ -38,7 +39,8 @@ function integer(word: string | undefined, name: string): number {
 
 function flag(word: string | undefined, name: string): boolean {
   const value = integer(word, name);
-  if (value !== 0 && value !== 1) throw new SnowflockError('bad-request', `${name} must be 0 or 1, got ${value}`);
+  if (value !== 0 && value !== 1)
+    throw new SnowflockError('bad-request', `${name} must be 0 or 1, got ${value}`);
   return value === 1;
 }
 
@@ -65,7 +67,10 @@ export class GuestCalls {
     }
   }
 
-  async #dispatch(line: string, { callId, signal }: { callId: number; signal: AbortSignal }): Promise<string> {
+  async #dispatch(
+    line: string,
+    { callId, signal }: { callId: number; signal: AbortSignal },
+  ): Promise<string> {
     const [verb = '', ...words] = line.trim().split(' ');
     const cluster = `/v1/clusters/${this.#to.vm.clusterid}`;
     switch (verb) {
@@ -73,17 +78,29 @@ export class GuestCalls {
         return this.#requestTicket(words, signal);
       case 'list_tickets': {
         this.#masterOnly(verb);
-        const list = await this.#ask({ method: 'GET', path: `${cluster}/tickets`, reply: TicketList, signal });
+        const list = await this.#ask({
+          method: 'GET',
+          path: `${cluster}/tickets`,
+          reply: TicketList,
+          signal,
+        });
         return ['ok', 'unused', ...list.unused, 'outstanding', ...list.outstanding].join(' ');
       }
       case 'read_ticket_info': {
         const path = `${cluster}/tickets/${ticketWord(words[0])}`;
         const info = await this.#ask({ method: 'GET', path, reply: TicketInfo, signal });
-        return ['ok', info.ticket, ...info.clones.map((clone) => `${clone.vmid}:${clone.processors}`)].join(' ');
+        return ['ok', info.ticket, ...info.clones.map((clone) => `${clone.vmid}:${clone.processors}`)].join(
+          ' ',
+        );
       }
       case 'dispose_ticket':
         this.#masterOnly(verb);
-        await this.#ask({ method: 'DELETE', path: `${cluster}/tickets/${ticketWord(words[0])}`, reply: NoReply, signal });
+        await this.#ask({
+          method: 'DELETE',
+          path: `${cluster}/tickets/${ticketWord(words[0])}`,
+          reply: NoReply,
+          signal,
+        });
         return 'ok';
       case 'clone_master':
         this.#masterOnly(verb);
@@ -91,7 +108,8 @@ export class GuestCalls {
       case 'merge_master':
       case 'ic_kill': {
         this.#masterOnly(verb);
-        const path = words[0] === '*' ? `${cluster}/merge` : `${cluster}/tickets/${ticketWord(words[0])}/merge`;
+        const path =
+          words[0] === '*' ? `${cluster}/merge` : `${cluster}/tickets/${ticketWord(words[0])}/merge`;
         await this.#ask({ method: 'POST', path, reply: NoReply, signal });
         return 'ok';
       }
@@ -103,7 +121,10 @@ export class GuestCalls {
       }
       case 'ic_exit':
         if (this.#to.vm.vmid === 0)
-          throw new SnowflockError('not-clone', 'ic_exit ends a clone; this is the master VM, use shutdown_cluster');
+          throw new SnowflockError(
+            'not-clone',
+            'ic_exit ends a clone; this is the master VM, use shutdown_cluster',
+          );
         await this.#to.exit();
         return 'ok';
       case 'shutdown_cluster':
@@ -125,7 +146,10 @@ export class GuestCalls {
     });
     if (!parsed.success) {
       const issue = parsed.error.issues[0];
-      throw new SnowflockError('bad-request', `${issue?.path.join('.') ?? 'request'}: ${issue?.message ?? 'is wrong'}`);
+      throw new SnowflockError(
+        'bad-request',
+        `${issue?.path.join('.') ?? 'request'}: ${issue?.message ?? 'is wrong'}`,
+      );
     }
     const grant = await this.#ask({
       method: 'POST',
@@ -140,13 +164,13 @@ export class GuestCalls {
 
   #masterOnly(verb: string): void {
     if (this.#to.vm.vmid !== 0)
-      throw new SnowflockError('not-master', `${verb} may only be called in the master VM; this is ${formatVmRef(this.#to.vm)}`);
+      throw new SnowflockError(
+        'not-master',
+        `${verb} may only be called in the master VM; this is ${formatVmRef(this.#to.vm)}`,
+      );
   }
 
-  #ask<T>(request: Omit<Parameters<ControlClient['request']>[0], 'timeoutMs' | 'reply'> & {
-    reply: import('zod').ZodType<T>;
-    timeoutMs?: number;
-  }): Promise<T> {
-    return this.#to.masterDaemon.request<T>({ timeoutMs: CALL_TIMEOUT_MS, ...request });
+  #ask<T>(request: Omit<ControlRequest<T>, 'timeoutMs'> & { readonly timeoutMs?: number }): Promise<T> {
+    return this.#to.masterDaemon.request({ timeoutMs: CALL_TIMEOUT_MS, ...request });
   }
 }

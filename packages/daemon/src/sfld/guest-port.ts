@@ -79,7 +79,10 @@ export class GuestPort {
     }
     const abort = new AbortController();
     this.#pending.set(frame.id, abort);
-    const text = await this.#calls.answer(frame.payload.toString('utf8'), { callId: frame.id, signal: abort.signal });
+    const text = await this.#calls.answer(frame.payload.toString('utf8'), {
+      callId: frame.id,
+      signal: abort.signal,
+    });
     this.#pending.delete(frame.id);
     if (!this.link.closed && !abort.signal.aborted) this.link.reply(frame.id, text);
   }

@@ -69,7 +69,11 @@ export class HostDaemon implements AsyncDisposable {
 
   async prepareSource({ clusterid, ticket }: PrepareSource): Promise<void> {
     const master = this.#masters.get(clusterid);
-    if (!master) throw new SnowflockError('no-such-cluster', `the master VM of cluster ${clusterid} is not on this host`);
+    if (!master)
+      throw new SnowflockError(
+        'no-such-cluster',
+        `the master VM of cluster ${clusterid} is not on this host`,
+      );
     let source = this.#sources.get(ticket);
     if (!source) {
       source = new ForkSource(this.context, { ticket, clusterid });
@@ -90,7 +94,10 @@ export class HostDaemon implements AsyncDisposable {
   async launch(ticket: string, descriptor: Descriptor): Promise<LaunchReply> {
     const group = this.#groups.get(ticket);
     if (!group || descriptor.header.ticket !== ticket || descriptor.header.clusterid !== group.clusterid)
-      throw new SnowflockError('no-such-ticket', `ticket ${ticket} was not prepared on host ${this.context.host}`);
+      throw new SnowflockError(
+        'no-such-ticket',
+        `ticket ${ticket} was not prepared on host ${this.context.host}`,
+      );
     return group.launch(descriptor);
   }
 
@@ -104,8 +111,12 @@ export class HostDaemon implements AsyncDisposable {
   }
 
   async destroyCluster(clusterid: number): Promise<void> {
-    const tickets = [...this.#groups.values(), ...this.#sources.values()].filter((one) => one.clusterid === clusterid);
-    await Promise.all([...new Set(tickets.map((one) => one.ticket))].map((ticket) => this.destroyTicket(ticket)));
+    const tickets = [...this.#groups.values(), ...this.#sources.values()].filter(
+      (one) => one.clusterid === clusterid,
+    );
+    await Promise.all(
+      [...new Set(tickets.map((one) => one.ticket))].map((ticket) => this.destroyTicket(ticket)),
+    );
     const master = this.#masters.get(clusterid);
     this.#masters.delete(clusterid);
     await master?.[Symbol.asyncDispose]();

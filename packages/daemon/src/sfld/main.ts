@@ -7,7 +7,10 @@ import { runSfld } from './run.ts';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { config: { type: 'string', default: '/etc/snowflock/sfld.cfg' }, pretty: { type: 'boolean', default: false } },
+  options: {
+    config: { type: 'string', default: '/etc/snowflock/sfld.cfg' },
+    pretty: { type: 'boolean', default: false },
+  },
 });
 if (positionals[0] !== 'run') {
   console.error('usage: sfld run [--config FILE]');

@@ -21,7 +21,16 @@ import {
   type VmRef,
   type VmShape,
 } from '@snowflock/protocol';
-import { AgentLink, createOverlay, DiskChain, freezeVm, QemuProcess, vmPaths, type FrozenVm, type RamRange } from '@snowflock/vm';
+import {
+  AgentLink,
+  createOverlay,
+  DiskChain,
+  freezeVm,
+  QemuProcess,
+  vmPaths,
+  type FrozenVm,
+  type RamRange,
+} from '@snowflock/vm';
 import { bootSource, type BootSource } from './boot-source.ts';
 import { monotonicMs, type HostContext } from './context.ts';
 import type { ForkSource } from './fork-source.ts';
@@ -207,7 +216,8 @@ export class MasterVm implements AsyncDisposable {
     redeemedAtMs: number;
   }): Promise<LaunchReply['clones']> {
     const source = this.#sources(fork.ticket);
-    if (!source) throw new SnowflockError('internal', `the memserver of ticket ${fork.ticket} was never prepared`);
+    if (!source)
+      throw new SnowflockError('internal', `the memserver of ticket ${fork.ticket} was never prepared`);
     const [memserver] = await Promise.all([source.ready(), this.prepareFork()]);
     const readyAtMs = monotonicMs();
     const frozen = await this.#freeze(source, fork);
@@ -251,14 +261,20 @@ export class MasterVm implements AsyncDisposable {
     return results;
   }
 
-  async #freeze(source: ForkSource, fork: { forkId: number; clones: readonly Placement[] }): Promise<FrozenVm> {
+  async #freeze(
+    source: ForkSource,
+    fork: { forkId: number; clones: readonly Placement[] },
+  ): Promise<FrozenVm> {
     const { qemu, link, disk } = this.#parts;
     const identity = makeIdentity(this.ref, fork.clones.length);
     let told = false;
     const tellMaster = (): void => {
       if (told) return;
       told = true;
-      link.sendIdentity(fork.forkId, { ...makeIdentity(this.ref, fork.clones.length), entropy: identity.entropy });
+      link.sendIdentity(fork.forkId, {
+        ...makeIdentity(this.ref, fork.clones.length),
+        entropy: identity.entropy,
+      });
     };
     try {
       await link.hold(fork.forkId, HOLD_TIMEOUT_MS);
@@ -270,19 +286,25 @@ export class MasterVm implements AsyncDisposable {
   }
 
   /** Sends the descriptor to each host at once; a host that fails costs its clones only. */
-  async #launch(ticket: string, clones: readonly Placement[], descriptor: Buffer): Promise<LaunchReply['clones']> {
+  async #launch(
+    ticket: string,
+    clones: readonly Placement[],
+    descriptor: Buffer,
+  ): Promise<LaunchReply['clones']> {
     const byHost = Map.groupBy(clones, (clone) => clone.host);
     const replies = [...byHost].map(async ([host, placed]): Promise<LaunchReply['clones']> => {
       const first = placed[0];
       if (!first) return [];
       try {
-        const reply = await this.#context.peers.client({ host, address: first.address, port: first.sfldPort }).request({
-          method: 'POST',
-          path: `/v1/tickets/${ticket}/launch`,
-          body: descriptor,
-          reply: LaunchReply,
-          timeoutMs: LAUNCH_TIMEOUT_MS,
-        });
+        const reply = await this.#context.peers
+          .client({ host, address: first.address, port: first.sfldPort })
+          .request({
+            method: 'POST',
+            path: `/v1/tickets/${ticket}/launch`,
+            body: descriptor,
+            reply: LaunchReply,
+            timeoutMs: LAUNCH_TIMEOUT_MS,
+          });
         return reply.clones;
       } catch (thrown) {
         const reason = `host ${host}: ${toSnowflockError(thrown).message}`;

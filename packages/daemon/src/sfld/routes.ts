@@ -28,7 +28,8 @@ const UPGRADE_TIMEOUT_MS = 30_000;
 const AGENT_READY_TIMEOUT_MS = 25_000;
 
 export function registerRoutes(app: FastifyInstance, daemon: HostDaemon): void {
-  const ticketOf = (params: unknown): string => parseInput(z.object({ ticket: ticketId }), params, 'path').ticket;
+  const ticketOf = (params: unknown): string =>
+    parseInput(z.object({ ticket: ticketId }), params, 'path').ticket;
   app.post('/v1/vms', async (request) => daemon.startMaster(parseInput(StartMaster, request.body)));
   app.post('/v1/sources', async (request, reply) => {
     await daemon.prepareSource(parseInput(PrepareSource, request.body));
@@ -39,7 +40,8 @@ export function registerRoutes(app: FastifyInstance, daemon: HostDaemon): void {
     return noContent(reply);
   });
   app.post('/v1/tickets/:ticket/launch', async (request) => {
-    if (!Buffer.isBuffer(request.body)) throw new SnowflockError('bad-request', 'the body must be a descriptor');
+    if (!Buffer.isBuffer(request.body))
+      throw new SnowflockError('bad-request', 'the body must be a descriptor');
     return daemon.launch(ticketOf(request.params), decodeDescriptor(request.body));
   });
   app.delete('/v1/tickets/:ticket', async (request, reply) => {
@@ -51,10 +53,17 @@ export function registerRoutes(app: FastifyInstance, daemon: HostDaemon): void {
     await daemon.destroyCluster(parseInput(schema, request.params, 'path').clusterid);
     return noContent(reply);
   });
-  app.get('/v1/state', async () => ({ host: daemon.context.host, accel: daemon.context.accel, ...daemon.summary() }));
+  app.get('/v1/state', async () => ({
+    host: daemon.context.host,
+    accel: daemon.context.accel,
+    ...daemon.summary(),
+  }));
   app.get('/v1/forks', async () => daemon.forks());
   app.get('/v1/clones', async () => daemon.clones());
-  app.get('/v1/sources/:ticket', async (request) => (await daemon.sourceStats(ticketOf(request.params))) ?? {});
+  app.get(
+    '/v1/sources/:ticket',
+    async (request) => (await daemon.sourceStats(ticketOf(request.params))) ?? {},
+  );
 }
 
 /** Only on the unix socket: what local commands ask of sfmd goes through this host's certificate. */
@@ -105,7 +114,10 @@ async function relay(
   const vm = daemon.vm(ref);
   if (vm) return serve(vm);
   if (request.query.get('relayed') === '1')
-    throw new SnowflockError('no-such-vm', `VM ${ref.clusterid}:${ref.vmid} is not on host ${daemon.context.host}`);
+    throw new SnowflockError(
+      'no-such-vm',
+      `VM ${ref.clusterid}:${ref.vmid} is not on host ${daemon.context.host}`,
+    );
   const { host, address, sfldPort } = await locate(daemon, ref);
   const path = `/v1/vms/${ref.clusterid}:${ref.vmid}/${protocol.slice('snowflock-'.length)}?relayed=1`;
   const remote = await daemon.context.peers
@@ -116,7 +128,10 @@ async function relay(
   await Promise.allSettled(both);
 }
 
-async function locate(daemon: HostDaemon, ref: VmRef): Promise<{ host: string; address: string; sfldPort: number }> {
+async function locate(
+  daemon: HostDaemon,
+  ref: VmRef,
+): Promise<{ host: string; address: string; sfldPort: number }> {
   const state = await daemon.context.masterDaemon.request({
     method: 'GET',
     path: '/v1/state',
@@ -124,12 +139,17 @@ async function locate(daemon: HostDaemon, ref: VmRef): Promise<{ host: string; a
     timeoutMs: STATE_TIMEOUT_MS,
   });
   const name = `${ref.clusterid}:${ref.vmid}`;
-  const vm = state.clusters.find((one) => one.clusterid === ref.clusterid)?.vms.find((one) => one.vmid === ref.vmid);
+  const vm = state.clusters
+    .find((one) => one.clusterid === ref.clusterid)
+    ?.vms.find((one) => one.vmid === ref.vmid);
   if (!vm) throw new SnowflockError('no-such-vm', `there is no VM ${name}; sfstate lists them`);
   if (vm.status !== 'running' && vm.status !== 'booting')
     throw new SnowflockError('no-such-vm', `VM ${name} is ${vm.status}${vm.reason ? `: ${vm.reason}` : ''}`);
   const host = state.hosts.find((one) => one.host === vm.host);
   if (!host?.address || !host.sfldPort || host.host === daemon.context.host)
-    throw new SnowflockError('host-down', `VM ${name} should run on host ${vm.host}, which cannot be reached`);
+    throw new SnowflockError(
+      'host-down',
+      `VM ${name} should run on host ${vm.host}, which cannot be reached`,
+    );
   return { host: host.host, address: host.address, sfldPort: host.sfldPort };
 }

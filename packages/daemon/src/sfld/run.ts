@@ -31,7 +31,8 @@ const REPORT_TIMEOUT_MS = 5_000;
 function forkShimPath(): string {
   const root = join(dirname(fileURLToPath(import.meta.url)), '../../../..');
   const path = process.env['SNOWFLOCK_FORKSHIM'] ?? join(root, 'build/native/forkshim.so');
-  if (!existsSync(path)) throw new SnowflockError('unavailable', `${path} is missing; build it: npm run setup`);
+  if (!existsSync(path))
+    throw new SnowflockError('unavailable', `${path} is missing; build it: npm run setup`);
   return path;
 }
 
