@@ -76,7 +76,10 @@ export class CloneGroup implements AsyncDisposable {
         return { vmid, ok: true };
       } catch (thrown) {
         const reason = this.#sourceLost ?? toSnowflockError(thrown).message;
-        this.#context.log.warn({ clusterid: this.clusterid, vmid, ticket: this.ticket, reason }, 'clone failed to start');
+        this.#context.log.warn(
+          { clusterid: this.clusterid, vmid, ticket: this.ticket, reason },
+          'clone failed to start',
+        );
         clone.status = 'lost';
         await this.#remove(clone);
         return { vmid, ok: false, reason };
@@ -135,7 +138,9 @@ export class CloneGroup implements AsyncDisposable {
             network,
           });
           this.clones.set(vmid, clone);
-          void clone.ended.then((end) => this.#onEnd(clone, end.exitCode === 0 ? 'powered-off' : 'lost', end.reason));
+          void clone.ended.then((end) =>
+            this.#onEnd(clone, end.exitCode === 0 ? 'powered-off' : 'lost', end.reason),
+          );
         } catch (thrown) {
           this.#failures.set(vmid, toSnowflockError(thrown).message);
         }
@@ -147,7 +152,10 @@ export class CloneGroup implements AsyncDisposable {
   #onSourceLost(reason: string): void {
     if (this.#disposed || this.#sourceLost !== null) return;
     this.#sourceLost = `the parent's memory can no longer be fetched: ${reason}`;
-    this.#context.log.error({ clusterid: this.clusterid, ticket: this.ticket, reason }, 'source lost; its clones end');
+    this.#context.log.error(
+      { clusterid: this.clusterid, ticket: this.ticket, reason },
+      'source lost; its clones end',
+    );
     for (const clone of this.clones.values()) void clone[Symbol.asyncDispose]();
   }
 
@@ -175,7 +183,10 @@ export class CloneGroup implements AsyncDisposable {
         timeoutMs: REPORT_TIMEOUT_MS,
       });
     } catch (error) {
-      this.#context.log.error({ vm: formatVmRef(clone.ref), err: error }, 'sfmd could not be told of the end of a clone');
+      this.#context.log.error(
+        { vm: formatVmRef(clone.ref), err: error },
+        'sfmd could not be told of the end of a clone',
+      );
     }
   }
 
