@@ -8,7 +8,7 @@
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import { rmSync } from 'node:fs';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import { PAGE_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol';
 import { NbdClient } from './nbd-client.ts';
 
@@ -27,20 +27,13 @@ const POLL_MS = 5;
 export class FrozenDisk {
   readonly pageCount: number;
   readonly #options: FrozenDiskOptions;
-  readonly #child: ChildProcess;
   readonly #client: Promise<NbdClient>;
+  #child: ChildProcess | undefined;
   #exit: string | undefined;
 
   private constructor(options: FrozenDiskOptions) {
     this.#options = options;
     this.pageCount = Math.ceil(options.sizeBytes / PAGE_BYTES);
-    rmSync(options.socketPath, { force: true });
-    this.#child = spawn('setpriv', qemuNbdArgs(options), { stdio: ['ignore', 'ignore', 'inherit'] });
-    this.#child.on('error', (error) => (this.#exit ??= `qemu-nbd could not be started: ${error.message}`));
-    this.#child.on(
-      'exit',
-      (code, signal) => (this.#exit ??= `qemu-nbd ended (${signal ?? code ?? 'unknown'})`),
-    );
     this.#client = this.#connect();
     // whoever reads sees the failure; nobody may ever read
     this.#client.catch((error: unknown) => console.error('memserver:', toSnowflockError(error).message));
@@ -66,13 +59,27 @@ export class FrozenDisk {
 
   async close(): Promise<void> {
     // before the client: a server that never came up ends the wait for it
-    this.#child.kill('SIGKILL');
+    this.#exit ??= 'closed';
+    this.#child?.kill('SIGKILL');
     const client = await this.#client.catch(() => undefined);
     client?.close();
     rmSync(this.#options.socketPath, { force: true });
   }
 
+  #spawn(): void {
+    rmSync(this.#options.socketPath, { force: true });
+    this.#child = spawn('setpriv', qemuNbdArgs(this.#options), { stdio: ['ignore', 'ignore', 'inherit'] });
+    this.#child.on('error', (error) => (this.#exit ??= `qemu-nbd could not be started: ${error.message}`));
+    this.#child.on(
+      'exit',
+      (code, signal) => (this.#exit ??= `qemu-nbd ended (${signal ?? code ?? 'unknown'})`),
+    );
+  }
+
   async #connect(): Promise<NbdClient> {
+    // spawning takes milliseconds, and the fork waits for the caller's reply
+    await nextTurn();
+    if (this.#exit === undefined) this.#spawn();
     const deadline = Date.now() + START_TIMEOUT_MS;
     for (;;) {
       if (this.#exit !== undefined)

@@ -104,6 +104,7 @@ async function main(): Promise<void> {
   try {
     await control.listen();
   } catch (error) {
+    stopping = true;
     await mount.close();
     throw error;
   }

@@ -83,8 +83,11 @@ export class MemtapMount {
 
   static async open(options: MemtapMountOptions): Promise<MemtapMount> {
     const fuseFd = openFuseDevice();
-    await mountFuse({ fuseFd, directory: options.mount });
+    // the workers load while mount(8) runs
     const mount = new MemtapMount(options, fuseFd);
+    await mountFuse({ fuseFd, directory: options.mount });
+    Atomics.store(mount.#state.control, Control.mounted, 1);
+    Atomics.notify(mount.#state.control, Control.mounted);
     try {
       await setKernelReadAhead(options.mount, options.readAheadKb);
     } catch (error) {

@@ -71,6 +71,8 @@ class ReadWorker {
 
   /** Returns when the file system is unmounted or its connection aborted. */
   run(): void {
+    // started before the mount is made: reading /dev/fuse is an error until then
+    Atomics.wait(this.#state.control, Control.mounted, 0);
     for (;;) {
       const length = this.#next();
       if (length === 0) return;

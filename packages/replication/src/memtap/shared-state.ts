@@ -66,6 +66,7 @@ export const Control = {
   minWindow: 8,
   maxWindow: 9,
   slotFreed: 10,
+  mounted: 11,
   words: 16,
 } as const;
 
