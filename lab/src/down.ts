@@ -114,7 +114,7 @@ async function shutDownClusters(name: string, notes: string[]): Promise<void> {
   }
 }
 
-/** sfld leaves its VMs alone on SIGTERM, by design; they are killed after it. */
+/** They end what is theirs; what is left after the time-out is killed. */
 async function terminateDaemons(record: LabRecord): Promise<void> {
   const alive = (): number[] =>
     record.hosts.flatMap((host) => Object.values(host.daemons).filter((pid) => isAlive(host, pid)));

@@ -199,6 +199,17 @@ export const SystemState = z.object({
 });
 export type SystemState = z.infer<typeof SystemState>;
 
+/** GET sfld /v1/state — what runs on this host: names of VMs, and tickets of memservers and of clone groups. */
+export const HostState = z.object({
+  host: hostName,
+  accel: z.enum(['kvm', 'tcg']),
+  masters: z.array(vmName),
+  clones: z.array(vmName),
+  sources: z.array(ticketId),
+  groups: z.array(ticketId),
+});
+export type HostState = z.infer<typeof HostState>;
+
 /** Wire traffic and faults of one memtap, as its sfld reports them. */
 export const ReplicationStats = z.record(z.string(), z.unknown());
 

@@ -1,4 +1,4 @@
-// What every part of one sfld shares; made once in main.ts.
+// What every part of one sfld shares; made once in run.ts.
 
 import type { ControlClient } from '@snowflock/protocol';
 import type { Accel } from '@snowflock/vm';

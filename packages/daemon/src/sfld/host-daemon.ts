@@ -11,6 +11,7 @@ import {
   type CloneRecord,
   type Descriptor,
   type ForkRecord,
+  type HostState,
   type LaunchReply,
   type PrepareClones,
   type PrepareSource,
@@ -144,10 +145,15 @@ export class HostDaemon implements AsyncDisposable {
     return (await this.#sources.get(ticket)?.stats()) ?? null;
   }
 
-  /** What runs here, for /v1/state and for leak checks. */
-  summary(): { masters: string[]; sources: string[]; groups: string[] } {
+  /** What runs here, for status and for leak checks. */
+  state(): HostState {
+    const { host, accel } = this.context;
+    const clones = [...this.#groups.values()].flatMap((group) => [...group.clones.values()]);
     return {
+      host,
+      accel,
       masters: [...this.#masters.values()].map((master) => formatVmRef(master.ref)),
+      clones: clones.map((clone) => formatVmRef(clone.ref)),
       sources: [...this.#sources.keys()],
       groups: [...this.#groups.keys()],
     };

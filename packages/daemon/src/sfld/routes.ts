@@ -53,11 +53,7 @@ export function registerRoutes(app: FastifyInstance, daemon: HostDaemon): void {
     await daemon.destroyCluster(parseInput(schema, request.params, 'path').clusterid);
     return noContent(reply);
   });
-  app.get('/v1/state', async () => ({
-    host: daemon.context.host,
-    accel: daemon.context.accel,
-    ...daemon.summary(),
-  }));
+  app.get('/v1/state', async () => daemon.state());
   app.get('/v1/forks', async () => daemon.forks());
   app.get('/v1/clones', async () => daemon.clones());
   app.get(

@@ -1,13 +1,15 @@
 // The composition root of sfld: makes everything, wires it, and takes it apart again.
 //
-//   sweep ▶ accelerator ▶ networks, peers ▶ listeners ▶ reports to sfmd ▶ {"ready":true} ... SIGTERM ▶ VMs end ▶ exit
+//   pid file ▶ sweep ▶ accelerator ▶ networks, peers ▶ listeners ▶ reports to sfmd ▶ {"ready":true} ... SIGTERM ▶ VMs end ▶ exit
 
+import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { chmod, mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import {
   HostReportReply,
+  type HostReport,
   readTlsIdentity,
   resolveHostAddress,
   SnowflockError,
@@ -16,7 +18,8 @@ import {
 } from '@snowflock/protocol';
 import { chooseAccel, type Accel } from '@snowflock/vm';
 import { createControlServer } from '../http.ts';
-import type { Log } from '../log.ts';
+import type { RunOptions } from '../daemon-command.ts';
+import { claimPidFile } from '../pid-file.ts';
 import { ClusterNetworks } from './cluster-networks.ts';
 import type { HostContext } from './context.ts';
 import { HostDaemon } from './host-daemon.ts';
@@ -37,17 +40,15 @@ function forkShimPath(): string {
 }
 
 /** Runs until the signal aborts; resolves when nothing of it is left. */
-export async function runSfld(
-  config: SfldConfig,
-  options: { log: Log; signal: AbortSignal; onReady: (port: number) => void },
-): Promise<void> {
-  const { log, signal } = options;
+export async function runSfld(config: SfldConfig, { log, signal, onReady }: RunOptions): Promise<void> {
   await using cleanup = new AsyncDisposableStack();
   for (const directory of [config.runDir, config.stateDir]) await mkdir(directory, { recursive: true });
   await chmod(config.runDir, 0o700);
   const tls = readTlsIdentity(config);
   const address = config.address ?? (await resolveHostAddress(config.hostname));
   const forkShim = forkShimPath();
+  // Before the sweep: it would take the VMs of another sfld that runs for leftovers.
+  cleanup.use(await claimPidFile({ name: 'sfld', runDir: config.runDir }));
   await sweepLeftovers({ runDir: config.runDir, stateDir: config.stateDir, log });
   process.env[OWNER_VARIABLE] = config.runDir;
   const accel = await chooseAccel(config.accel);
@@ -92,7 +93,8 @@ export async function runSfld(
   await local.listenUnix(join(config.runDir, 'sfld.sock'));
 
   const reporting = reportLoop(context, { port, accel: accel.chosen, signal });
-  options.onReady(port);
+  log.info({ port }, 'ready');
+  onReady(port);
   await reporting;
   log.info('stopping: the VMs of this host end');
 }
@@ -102,13 +104,16 @@ async function reportLoop(
   context: HostContext,
   options: { port: number; accel: Accel; signal: AbortSignal },
 ): Promise<void> {
+  const { host, address } = context;
+  const { port: sfldPort, accel } = options;
+  const report: HostReport = { address, sfldPort, accel, instance: randomUUID() };
   let reachable: boolean | null = null;
   while (!options.signal.aborted) {
     try {
       const reply = await context.masterDaemon.request({
         method: 'PUT',
-        path: `/v1/hosts/${encodeURIComponent(context.host)}`,
-        body: { address: context.address, sfldPort: options.port, accel: options.accel },
+        path: `/v1/hosts/${encodeURIComponent(host)}`,
+        body: report,
         reply: HostReportReply,
         timeoutMs: REPORT_TIMEOUT_MS,
         signal: options.signal,

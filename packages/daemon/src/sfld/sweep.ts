@@ -11,11 +11,13 @@ import type { Log } from '../log.ts';
 /** In the environment of every process that a sfld starts, and so of theirs: whose they are. */
 export const OWNER_VARIABLE = 'SNOWFLOCK_OWNER';
 
+/** Neither this process nor the one that started it, whose mark is an inherited one. */
 function ownedPids(owner: string): number[] {
   const mark = `${OWNER_VARIABLE}=${owner}`;
   return readdirSync('/proc')
-    .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
+    .filter((name) => /^\d+$/.test(name))
     .map(Number)
+    .filter((pid) => pid !== process.pid && pid !== process.ppid)
     .filter((pid) => {
       try {
         return readFileSync(`/proc/${pid}/environ`, 'latin1').split('\0').includes(mark);
