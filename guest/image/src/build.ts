@@ -15,6 +15,7 @@ import {
   type ImageName,
 } from './manifest.ts';
 import { micro } from './micro.ts';
+import { removeOldImages } from './old-images.ts';
 import type { Recipe } from './recipe.ts';
 import { imageDirectory, inWorkDirectory, listImages, publish } from './store.ts';
 
@@ -91,6 +92,7 @@ async function buildAlone(
   options.signal?.throwIfAborted();
   await publish(output, directory);
   progress(`ready in ${directory}`);
+  for (const old of await removeOldImages(name)) progress(`removed the older ${old}`);
   return manifest;
 }
 

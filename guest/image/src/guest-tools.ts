@@ -28,12 +28,15 @@ export async function buildGuestTools(output: string, signal: AbortSignal | unde
   await run('make', ['-s', '-C', join(GUEST_DIRECTORY, 'c'), '-j4', `O=${output}`, 'all'], { signal });
 }
 
+/** What is done with images, not what is in them. */
+const HANDLING = ['index.ts', 'lock.ts', 'old-images.ts', 'store.ts'];
+
 /**
  * A hash of everything an image is made of that lies in this repository: the guest's sources and this builder, without the recipe files
  * of other images (paths relative to this folder).
  */
 export async function hashSources(otherRecipes: readonly string[]): Promise<string> {
-  const others = otherRecipes.map((file) => join(import.meta.dirname, file));
+  const others = [...otherRecipes, ...HANDLING].map((file) => join(import.meta.dirname, file));
   const hash = createHash('sha256');
   for (const part of ['c', 'python', 'image/src']) {
     const root = join(GUEST_DIRECTORY, part);

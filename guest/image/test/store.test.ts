@@ -1,6 +1,7 @@
 // The store, the lock and the archive writer, without building anything large.
 
-import { execFileSync, spawnSync } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,6 +13,7 @@ import { encodeCpio, MODE_CHARACTER, MODE_DIRECTORY, MODE_FILE, MODE_SYMLINK } f
 import { buildImage, findImage, listImages, storeDirectory } from '../src/index.ts';
 import { withLock } from '../src/lock.ts';
 import { encodeManifest, MANIFEST_FILE, type ImageManifest } from '../src/manifest.ts';
+import { removeOldImages } from '../src/old-images.ts';
 
 let directory: string;
 const before = process.env['SNOWFLOCK_IMAGES'];
@@ -82,6 +84,33 @@ describe('store', () => {
     }
     expect(readdirSync(directory)).toEqual([]);
   });
+});
+
+describe('old images', () => {
+  it.skipIf(process.getuid?.() !== 0)(
+    'go when nobody uses them, but for the one before the newest',
+    async () => {
+      const days = ['aaaa', 'bbbb', 'cccc', 'dddd', 'eeee'];
+      const [open, named, unused] = days.map((hash, day) => store(hash, `2026-01-0${day + 1}T00:00:00.000Z`));
+      const kept = (): string[] => readdirSync(directory).sort();
+      const disk = join(open?.directory ?? '', 'disk.raw');
+      writeFileSync(disk, '');
+      const vm = spawn('sh', ['-c', 'exec 3<"$0"; echo; read -r _', disk], {
+        stdio: ['pipe', 'pipe', 'inherit'],
+      });
+      const tool = spawn('sh', ['-c', 'echo; read -r _', named?.kernel ?? ''], {
+        stdio: ['pipe', 'pipe', 'inherit'],
+      });
+      await Promise.all([once(vm.stdout, 'data'), once(tool.stdout, 'data')]);
+      expect(await removeOldImages('micro')).toEqual([unused?.directory]);
+      expect(kept()).toEqual(['micro-aaaa', 'micro-bbbb', 'micro-dddd', 'micro-eeee']);
+      for (const user of [vm, tool]) user.stdin.end();
+      await Promise.all([once(vm, 'close'), once(tool, 'close')]);
+      expect(await removeOldImages('debian')).toEqual([]);
+      expect(await removeOldImages('micro')).toHaveLength(2);
+      expect(kept()).toEqual(['micro-dddd', 'micro-eeee']);
+    },
+  );
 });
 
 describe('lock', () => {
