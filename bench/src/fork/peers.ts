@@ -9,6 +9,7 @@ import { GuestFrameType, type GuestIdentity } from '@snowflock/protocol';
 import {
   AgentLink,
   QemuProcess,
+  sleep,
   vmPaths,
   within,
   type Accel,

@@ -78,7 +78,8 @@ async function forkFigures(lab: Lab, one: Case, rounds: Rounds): Promise<Figure[
     ms('fork-to-first-instruction', ({ fork, clone }) => (clone.runningAtMs ?? Number.NaN) - fork.calledAtMs),
     ms('fork-to-answer', ({ fork, clone }) => (clone.firstAnswerAtMs ?? Number.NaN) - fork.calledAtMs),
     bytes('descriptor', ({ fork }) => fork.descriptorBytes),
-    bytes('fetched-to-answer', ({ clone }) => clone.fetchedBytes ?? Number.NaN),
+    // the clone is alone on its host, so all that its memtap received was for it
+    bytes('fetched-to-answer', ({ clone }) => Number(clone.replication?.['wireBytesReceived'])),
   ];
 }
 

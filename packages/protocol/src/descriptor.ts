@@ -16,6 +16,9 @@ const DEVICE_MAX_BYTES = 16 << 20;
 const PRESENCE_MAX_BYTES = 64 << 20;
 export const DESCRIPTOR_MAX_BYTES = HEADER_MAX_BYTES + DEVICE_MAX_BYTES + PRESENCE_MAX_BYTES;
 
+/** Bounds what a descriptor can make a memtap fetch unasked. */
+const PREFETCH_PAGES_MAX = 4096;
+
 export const DescriptorHeader = z.object({
   clusterid: z.int(),
   ticket: ticketId,
@@ -31,6 +34,8 @@ export const DescriptorHeader = z.object({
   }),
   ramBytes: z.int().min(1),
   diskBytes: z.int().min(0),
+  /** RAM pages that clones of this VM needed first at its last forks, in that order: worth having before they are asked for. */
+  prefetch: z.array(z.int().min(0)).max(PREFETCH_PAGES_MAX),
 });
 export type DescriptorHeader = z.infer<typeof DescriptorHeader>;
 

@@ -13,6 +13,7 @@ const descriptor: Descriptor = {
     source: { address: '10.9.0.1', port: 4000, keyHex: 'ab'.repeat(32) },
     ramBytes: 256 << 20,
     diskBytes: 0,
+    prefetch: [7, 5, 6],
   },
   presence: Buffer.from('presence'),
   deviceState: Buffer.alloc(125_000, 'device'),

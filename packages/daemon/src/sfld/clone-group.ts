@@ -67,6 +67,7 @@ export class CloneGroup implements AsyncDisposable {
       sources: [{ address: source.address, port: source.port }],
       key: Buffer.from(source.keyHex, 'hex'),
       presence: descriptor.presence,
+      prefetch: descriptor.header.prefetch,
     });
     const results = this.#request.clones.map(async ({ vmid }) => {
       const clone = this.clones.get(vmid);

@@ -62,6 +62,16 @@ export class ForkSource implements AsyncDisposable {
     return { port: memserver.port, presence, presentPages };
   }
 
+  /** What this fork's clones needed first; empty when the memserver is gone. */
+  async wakeUpPages(): Promise<number[]> {
+    try {
+      return await (await this.#memserver).wakeUpPages();
+    } catch (error) {
+      if (error instanceof SnowflockError) return [];
+      throw error;
+    }
+  }
+
   async stats(): Promise<MemserverStats | null> {
     try {
       return await (await this.#memserver).stats();

@@ -108,7 +108,9 @@ export class HostDaemon implements AsyncDisposable {
     this.#groups.delete(ticket);
     this.#sources.delete(ticket);
     await group?.[Symbol.asyncDispose]();
-    await source?.[Symbol.asyncDispose]();
+    if (!source) return;
+    this.#masters.get(source.clusterid)?.learnWakeUp(await source.wakeUpPages());
+    await source[Symbol.asyncDispose]();
   }
 
   async destroyCluster(clusterid: number): Promise<void> {

@@ -7,6 +7,8 @@ import { z } from 'zod';
 const MAX_RANGES = 64;
 /** Sources of one snapshot: its memserver and hosts that hold copies. */
 const MAX_SOURCES = 64;
+/** Pages named one by one; beyond it a run or a map says it better. */
+const MAX_PREFETCH_PAGES = 4096;
 const wholePages = z.number().int().positive().multipleOf(PAGE_BYTES).max(Number.MAX_SAFE_INTEGER);
 
 export const keyHexSchema = z.string().regex(new RegExp(`^[0-9a-fA-F]{${2 * PAGE_KEY_BYTES}}$`));
@@ -38,6 +40,7 @@ export const memserverRequestSchema = z.discriminatedUnion('op', [
     upstreamPresence: z.string().optional(),
   }),
   z.object({ op: z.literal('stats') }),
+  z.object({ op: z.literal('wake-up') }),
   z.object({ op: z.literal('stop') }),
 ]);
 export type MemserverRequest = z.infer<typeof memserverRequestSchema>;
@@ -54,6 +57,8 @@ export const memtapRequestSchema = z.discriminatedUnion('op', [
     sources: z.array(sourceSchema).min(1).max(MAX_SOURCES),
     keyHex: keyHexSchema,
     presence: z.string(),
+    /** RAM pages to fetch at once, in the order in which they will be needed. */
+    prefetch: z.array(z.number().int().min(0)).max(MAX_PREFETCH_PAGES).default([]),
   }),
   z.object({ op: z.literal('stats') }),
   z.object({
@@ -75,6 +80,8 @@ const latencySchema = z.object({
 });
 
 export const freezeReplySchema = z.object({ presence: z.string(), presentPages: z.number().int().min(0) });
+
+export const wakeUpReplySchema = z.object({ pages: z.array(z.number().int().min(0)) });
 
 export const memserverStatsSchema = z.object({
   clients: z.number(),

@@ -28,6 +28,7 @@ import {
 } from '@snowflock/protocol';
 import type { PageBufferPool } from './page-buffers.ts';
 import type { Snapshot } from './snapshot.ts';
+import type { WakeUpLog } from './wake-up-log.ts';
 
 /** A peer that leaves this much unread is not sent more; it bounds the memory a slow client can hold. */
 const PAUSE_BYTES = 4 * 1024 * 1024;
@@ -51,6 +52,7 @@ export interface SessionOptions {
   readonly snapshot: Snapshot;
   readonly buffers: PageBufferPool;
   readonly counters: SessionCounters;
+  readonly wakeUp: WakeUpLog;
   /** Something waits for a turn. */
   readonly onBacklog: () => void;
   readonly onHandshakeFailed: () => void;
@@ -165,6 +167,7 @@ export class ClientSession {
   #serve(read: PageFrame): void {
     const { snapshot, buffers, counters } = this.#options;
     counters.requests++;
+    this.#options.wakeUp.note(read);
     const refusal = snapshot.refuse(read);
     if (refusal !== undefined) {
       this.#sendError(read, refusal);

@@ -41,6 +41,8 @@ export class MemserverControl {
         return this.#freeze(request);
       case 'stats':
         return this.#stats();
+      case 'wake-up':
+        return { pages: this.#options.pages.wakeUp.pages };
       case 'stop':
         // after the reply has left
         setImmediate(this.#options.stop);

@@ -8,6 +8,7 @@ import type { SnowflockError } from '@snowflock/protocol';
 import { ClientSession, type SessionCounters } from './client-session.ts';
 import { PageBufferPool } from './page-buffers.ts';
 import type { Snapshot } from './snapshot.ts';
+import { WakeUpLog } from './wake-up-log.ts';
 
 /** Two lanes for each memtap, one memtap for each host: 256 hosts. Beyond that a fork wants multicast, not more lanes. */
 export const MAX_CLIENTS = 512;
@@ -24,6 +25,7 @@ export class PageServer {
   readonly #onReadFailed: (error: SnowflockError) => void;
   readonly #sessions = new Set<ClientSession>();
   readonly #buffers = new PageBufferPool();
+  readonly wakeUp = new WakeUpLog();
   readonly #counters: SessionCounters = { requests: 0, errors: 0, sentBytes: 0, droppedClients: 0 };
   #key: Buffer | undefined;
   #failedHandshakes = 0;
@@ -83,6 +85,7 @@ export class PageServer {
       snapshot: this.#snapshot,
       buffers: this.#buffers,
       counters: this.#counters,
+      wakeUp: this.wakeUp,
       onBacklog: () => this.#scheduleTurn(),
       onHandshakeFailed: () => this.#failedHandshakes++,
       onReadFailed: this.#onReadFailed,

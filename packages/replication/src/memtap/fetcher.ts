@@ -25,8 +25,12 @@ import { KilledAskers } from './killed-askers.ts';
 import { type LaneKind, PageLink } from './page-link.ts';
 import { type PageRun, RequestsUnderWay } from './requests-under-way.ts';
 import { Control, PageState, RING_ENTRIES, RING_UNSENT, type SharedState, SlotKind } from './shared-state.ts';
+import { prefetchRuns } from './prefetch.ts';
 import { SlotTable } from './slot-table.ts';
 import type { StoreQueue } from './store-queue.ts';
+
+/** 256 KiB: an answer that a demand never waits long behind. */
+const PREFETCH_RUN_PAGES = 64;
 
 export interface FetcherOptions {
   readonly fuseFd: number;
@@ -47,6 +51,8 @@ export class Fetcher {
   readonly #requests: RequestsUnderWay;
   readonly #counters = { demandReads: 0, sharedReads: 0 };
   #link: PageLink | undefined;
+  /** Not asked for yet. */
+  #prefetch: readonly number[] = [];
   #lostReason: string | undefined;
 
   constructor(options: FetcherOptions) {
@@ -92,9 +98,12 @@ export class Fetcher {
     readonly sources: readonly PageSource[];
     readonly key: Buffer;
     readonly presence: PresenceMap;
+    /** RAM pages to fetch before they are asked for, in order of need. */
+    readonly prefetch: readonly number[];
   }): void {
     if (this.#link !== undefined) throw new SnowflockError('bad-request', 'this memtap is attached already');
     this.#markHoles(options.presence);
+    this.#prefetch = options.prefetch;
     this.#link = new PageLink({
       sources: options.sources,
       key: options.key,
@@ -240,6 +249,21 @@ export class Fetcher {
     Atomics.store(this.#state.control, Control.laneFd, demandFd);
     this.drain();
     this.#resolveAll();
+    this.#startPrefetch();
+  }
+
+  /** Once, on the first link; what is lost with it is fetched when it is asked for. */
+  #startPrefetch(): void {
+    const link = this.#link;
+    if (link === undefined) return;
+    const states = this.#state.statesOf(0);
+    const wanted = (page: number): boolean => page < states.length && this.#state.claim(states, page);
+    const runs = prefetchRuns(this.#prefetch, { wanted, maxRunPages: PREFETCH_RUN_PAGES });
+    this.#prefetch = [];
+    for (const run of runs) {
+      const asked = { region: 0, ...run };
+      link.request({ requestId: this.#requests.bulkAsked(asked), flags: 0, ...asked });
+    }
   }
 
   /** Everything under way is lost: pages go back to remote, READs wait for the next link. */

@@ -44,6 +44,7 @@ export class MemtapControl {
       sources: request.sources,
       key: Buffer.from(request.keyHex, 'hex'),
       presence,
+      prefetch: request.prefetch,
     });
   }
 }

@@ -2,7 +2,7 @@
 
 import { z } from 'zod';
 import { SnowflockError } from '@snowflock/protocol';
-import { freezeReplySchema, type MemserverStats, memserverStatsSchema } from '../control/schemas.ts';
+import { freezeReplySchema, type MemserverStats, memserverStatsSchema, wakeUpReplySchema } from '../control/schemas.ts';
 import { connectManaged, ManagedProcess, type ProcessConnection, startManaged } from './managed-process.ts';
 
 export interface MemserverStartOptions {
@@ -94,6 +94,11 @@ export class MemserverProcess extends ManagedProcess {
       upstreamPresence === undefined ? {} : { upstreamPresence: upstreamPresence.toString('base64') };
     const reply = await this.call('freeze', { ...fields, ...upstream }, freezeReplySchema);
     return { presence: Buffer.from(reply.presence, 'base64'), presentPages: reply.presentPages };
+  }
+
+  /** RAM pages that clones waited for in their first moments, in that order. */
+  async wakeUpPages(): Promise<number[]> {
+    return (await this.call('wake-up', {}, wakeUpReplySchema)).pages;
   }
 
   async stats(): Promise<MemserverStats> {

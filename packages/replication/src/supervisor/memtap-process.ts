@@ -27,6 +27,8 @@ export interface AttachOptions {
   readonly key: Buffer;
   /** Serialised presence map of the RAM, as `freeze` gave it. */
   readonly presence: Buffer;
+  /** RAM pages to fetch at once, in the order in which they will be needed. */
+  readonly prefetch?: readonly number[];
 }
 
 export class MemtapProcess extends ManagedProcess {
@@ -78,10 +80,10 @@ export class MemtapProcess extends ManagedProcess {
 
   /** Says what is where; held READs go on. Once. */
   async attach(options: AttachOptions): Promise<void> {
-    const { sources, key, presence } = options;
+    const { sources, key, presence, prefetch = [] } = options;
     await this.call(
       'attach',
-      { sources, keyHex: key.toString('hex'), presence: presence.toString('base64') },
+      { sources, keyHex: key.toString('hex'), presence: presence.toString('base64'), prefetch },
       z.object({}),
     );
   }
