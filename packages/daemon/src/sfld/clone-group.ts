@@ -63,7 +63,8 @@ export class CloneGroup implements AsyncDisposable {
     const memtap = this.#memtap;
     if (!memtap) throw new SnowflockError('internal', `ticket ${this.ticket} has no memtap`);
     const { source } = descriptor.header;
-    await memtap.attach({
+    // Not waited for here: the device state is read meanwhile, and whatever touches memory waits in the memtap.
+    const attached = memtap.attach({
       sources: [{ address: source.address, port: source.port }],
       key: Buffer.from(source.keyHex, 'hex'),
       presence: descriptor.presence,
@@ -73,7 +74,7 @@ export class CloneGroup implements AsyncDisposable {
       const clone = this.clones.get(vmid);
       if (!clone) return { vmid, ok: false, reason: this.#failures.get(vmid) ?? 'it was never prepared' };
       try {
-        await clone.launch(descriptor);
+        await Promise.all([attached, clone.launch(descriptor)]);
         return { vmid, ok: true };
       } catch (thrown) {
         const reason = this.#sourceLost ?? toSnowflockError(thrown).message;
