@@ -4,12 +4,12 @@
 
 import { copyFile, mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { ImageManifest } from '@snowflock/image';
 import { GuestFrameType, type GuestIdentity } from '@snowflock/protocol';
 import {
   AgentLink,
   QemuProcess,
-  sleep,
   vmPaths,
   within,
   type Accel,

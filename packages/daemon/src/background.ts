@@ -7,7 +7,7 @@ import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ControlClient, SnowflockError, toSnowflockError } from '@snowflock/protocol';
-import type { DaemonConfig, DaemonProgram } from './daemon-command.ts';
+import type { DaemonConfig, DaemonProgram } from './daemon-program.ts';
 import { alreadyRunning, isDaemon, runningPid, type DaemonPlace } from './pid-file.ts';
 
 const KILL_TIMEOUT_MS = 2000;

@@ -5,8 +5,9 @@ import { spawn } from 'node:child_process';
 import { access, constants, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { SnowflockError } from '@snowflock/protocol';
-import { sleep, within } from './deadline.ts';
+import { within } from './deadline.ts';
 import type { Accel } from './qemu-args.ts';
 import { Qmp } from './qmp.ts';
 

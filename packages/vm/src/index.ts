@@ -1,6 +1,6 @@
 export { chooseAccel, countingRom, measureAccel, type AccelProbe } from './accel.ts';
 export { AgentLink } from './agent-link.ts';
-export { sleep, within } from './deadline.ts';
+export { within } from './deadline.ts';
 export { createOverlay, diskInfo, type DiskInfo } from './disk.ts';
 export type { FrozenProcess, RamRange } from './fork-control.ts';
 export { DiskChain, freezeVm, type FreezeTimings, type FrozenVm } from './freeze.ts';

@@ -7,8 +7,8 @@
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { SnowflockError } from '@snowflock/protocol';
-import { sleep } from './deadline.ts';
 import { ForkControl } from './fork-control.ts';
 import { buildQemuArgs, type VmSpec } from './qemu-args.ts';
 import { Qmp } from './qmp.ts';

@@ -1,8 +1,8 @@
 // Connecting to a unix socket that another process is about to create.
 
 import { connect, type Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { SnowflockError } from '@snowflock/protocol';
-import { sleep } from './deadline.ts';
 
 /** Between attempts while the socket is not there yet: small against QEMU's 50 ms start. */
 const RETRY_MS = 2;

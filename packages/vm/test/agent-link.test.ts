@@ -4,9 +4,10 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { encodeGuestFrame, GuestFrameDecoder, GuestFrameType, type GuestFrame } from '@snowflock/protocol';
-import { AgentLink, sleep } from '../src/index.ts';
+import { AgentLink } from '../src/index.ts';
 
 let directory: string;
 let guest: Socket;

@@ -5,6 +5,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
   countingRom,
@@ -12,7 +13,6 @@ import {
   freezeVm,
   loadDeviceState,
   QemuProcess,
-  sleep,
   vmPaths,
   within,
   type Accel,

@@ -6,6 +6,7 @@ import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { chmod, mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import {
   HostReportReply,
@@ -18,7 +19,7 @@ import {
 } from '@snowflock/protocol';
 import { chooseAccel, type Accel } from '@snowflock/vm';
 import { createControlServer } from '../http.ts';
-import type { RunOptions } from '../daemon-command.ts';
+import type { RunOptions } from '../daemon-program.ts';
 import { claimPidFile } from '../pid-file.ts';
 import { ClusterNetworks } from './cluster-networks.ts';
 import type { HostContext } from './context.ts';
@@ -126,18 +127,7 @@ async function reportLoop(
         context.log.warn({ reason: toSnowflockError(error).message }, 'sfmd cannot be reached; trying on');
       reachable = false;
     }
-    await pause(reachable ? REPORT_INTERVAL_MS : REPORT_INTERVAL_MS / 4, options.signal);
+    const pauseMs = reachable ? REPORT_INTERVAL_MS : REPORT_INTERVAL_MS / 4;
+    await sleep(pauseMs, undefined, { signal: options.signal }).catch(() => undefined); // told to stop
   }
-}
-
-function pause(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const done = (): void => {
-      clearTimeout(timer);
-      signal.removeEventListener('abort', done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    signal.addEventListener('abort', done);
-  });
 }

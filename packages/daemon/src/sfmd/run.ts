@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { readTlsIdentity, type SfmdConfig } from '@snowflock/protocol';
 import { createSystem } from '@snowflock/cluster';
 import { createControlServer } from '../http.ts';
-import type { RunOptions } from '../daemon-command.ts';
+import type { RunOptions } from '../daemon-program.ts';
 import { claimPidFile } from '../pid-file.ts';
 import { HostClients } from './hosts.ts';
 import { MasterDaemon } from './master-daemon.ts';
