@@ -2,9 +2,9 @@
 
 import { chmod, copyFile, mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { runChecked } from '@snowflock/network';
 import { tlsFiles } from './config.ts';
 import { hostAddress, hostName, labDir } from './names.ts';
-import { runChecked } from './run.ts';
 
 /** A lab is short-lived; a year is out of the way of any. */
 const VALID_DAYS = 365;

@@ -5,13 +5,12 @@
 
 import { rm, rmdir } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { runBatch } from '@snowflock/network';
+import { runBatch, runCommand } from '@snowflock/network';
 import { ControlClient, NoReply, SnowflockError, SystemState } from '@snowflock/protocol';
 import { checkLabName, hostSocket, labDir, labParent } from './names.ts';
 import { findLeftovers, labNamespaces, mountsBelow, processesIn, type Leftover } from './leftovers.ts';
 import { namespacePids, sendSignal } from './processes.ts';
-import { isAlive, readRecord, type LabRecord } from './record.ts';
-import { runCommand } from './run.ts';
+import { isAlive, networksOf, readRecord, type LabRecord } from './record.ts';
 
 /** For all clusters together: each VM is killed, not asked. */
 const SHUTDOWN_TIMEOUT_MS = 20_000;
@@ -44,10 +43,7 @@ export async function downLab(name: string, options: DownOptions = {}): Promise<
   const say = options.onProgress ?? (() => undefined);
   const notes: string[] = [];
   const record = await readRecord(name);
-  const inodes = new Set([
-    ...(options.netInodes ?? []),
-    ...(record?.hosts ?? []).map((host) => host.netInode),
-  ]);
+  const inodes = networksOf(record, options.netInodes);
   const pids = async (): Promise<number[]> => {
     const found = new Set(await processesIn(inodes));
     for (const netns of await labNamespaces(name))

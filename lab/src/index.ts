@@ -1,3 +1,4 @@
+export { runCommand, type CommandOptions, type CommandResult } from '@snowflock/network';
 export { downLab, type DownOptions, type DownResult } from './down.ts';
 export {
   Lab,
@@ -13,7 +14,6 @@ export { findLeftovers, type Leftover } from './leftovers.ts';
 export { DEFAULT_LAB_NAME, hostSocket, LAB_HOSTS_MAX, labDir } from './names.ts';
 export { labProgressView, type LabProgressView } from './progress.ts';
 export type { DaemonName } from './record.ts';
-export { runCommand, type CommandOptions, type CommandResult } from './run.ts';
 export { formatSize, parseSize } from './size.ts';
 export { labStatus, type LabHostStatus, type LabStatus } from './status.ts';
 export type { LinkShape } from './topology.ts';

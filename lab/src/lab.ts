@@ -8,7 +8,7 @@
 // processes in them. So `downLab` can remove a lab whose maker was killed at any point.
 
 import { setTimeout as sleep } from 'node:timers/promises';
-import { runBatch } from '@snowflock/network';
+import { runBatch, runCommand, type CommandOptions, type CommandResult } from '@snowflock/network';
 import { ControlClient, SnowflockError, SystemState } from '@snowflock/protocol';
 import { makeCertificates } from './certificates.ts';
 import { claimDir, halfDead, wholeness } from './claim.ts';
@@ -35,7 +35,6 @@ import {
   type HostRecord,
   type LabRecord,
 } from './record.ts';
-import { runCommand, type CommandOptions, type CommandResult } from './run.ts';
 import { setCable, shapeCable } from './links.ts';
 import { topologyCommands, type LinkShape } from './topology.ts';
 

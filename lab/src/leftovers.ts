@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { listLinks, parseLinkName, runTool } from '@snowflock/network';
 import { isLabNetns, labDir, namespaceOf } from './names.ts';
-import { readRecord } from './record.ts';
+import { networksOf, readRecord } from './record.ts';
 
 export interface Leftover {
   readonly kind: 'process' | 'mount' | 'namespace' | 'device' | 'file';
@@ -53,10 +53,7 @@ export async function findLeftovers(
   const found: Leftover[] = [];
   const add = (kind: Leftover['kind'], what: string): number => found.push({ kind, what });
   const record = await readRecord(name);
-  const inodes = new Set([
-    ...(options.netInodes ?? []),
-    ...(record?.hosts ?? []).map((host) => host.netInode),
-  ]);
+  const inodes = networksOf(record, options.netInodes);
   const pids = new Set(await processesIn(inodes));
   for (const netns of await labNamespaces(name)) {
     add('namespace', netns);

@@ -89,3 +89,11 @@ function isZombie(pid: number): boolean {
 export function isAlive(host: HostRecord, pid: number | undefined): boolean {
   return pid !== undefined && namespaceOf(pid, 'net') === host.netInode && !isZombie(pid);
 }
+
+/** Network namespaces of a lab: those of its record, and what the caller knows of besides. */
+export function networksOf(
+  record: LabRecord | undefined,
+  known: ReadonlySet<string> | undefined,
+): ReadonlySet<string> {
+  return new Set([...(known ?? []), ...(record?.hosts ?? []).map((host) => host.netInode)]);
+}

@@ -1,13 +1,10 @@
 // The thin applier: runs `ip`, `bridge`, `tc` and `nft`, many commands at once on standard input, each run with a deadline.
 
-import { spawn } from 'node:child_process';
 import { SnowflockError } from '@snowflock/protocol';
+import { runCommand, type CommandResult } from './run-command.ts';
 
 /** A batch of a few hundred link commands takes well under a second; a kernel that holds RTNL longer is stuck. */
 export const NETWORK_TOOL_TIMEOUT_MS = 15_000;
-/** Deleting many links waits for RCU grace periods; still bounded. */
-const OUTPUT_MAX_BYTES = 16 << 20;
-const ERROR_TEXT_MAX = 2000;
 
 export type NetworkTool = 'ip' | 'bridge' | 'tc' | 'nft';
 
@@ -23,51 +20,15 @@ export function toolArgv(tool: NetworkTool, args: readonly string[], netns?: str
   return tool === 'nft' ? ['ip', 'netns', 'exec', netns, 'nft', ...args] : [tool, '-n', netns, ...args];
 }
 
-interface ToolResult {
-  readonly status: number | null;
-  readonly stdout: string;
-  readonly stderr: string;
+function apply(argv: readonly string[], input: string, signal?: AbortSignal): Promise<CommandResult> {
+  return runCommand(argv, { input, timeoutMs: NETWORK_TOOL_TIMEOUT_MS, signal });
 }
 
-function runProcess(argv: [string, ...string[]], input: string, signal?: AbortSignal): Promise<ToolResult> {
-  const [file, ...args] = argv;
-  const deadline = AbortSignal.timeout(NETWORK_TOOL_TIMEOUT_MS);
-  const child = spawn(file, args, {
-    stdio: ['pipe', 'pipe', 'pipe'],
-    signal: signal ? AbortSignal.any([signal, deadline]) : deadline,
-    killSignal: 'SIGKILL',
-  });
-  return new Promise((resolve, reject) => {
-    let stdout = '';
-    let stderr = '';
-    child.stdout.setEncoding('utf8').on('data', (text: string) => {
-      stdout += text;
-      if (stdout.length > OUTPUT_MAX_BYTES) child.kill('SIGKILL');
-    });
-    child.stderr.setEncoding('utf8').on('data', (text: string) => {
-      if (stderr.length < ERROR_TEXT_MAX) stderr += text;
-    });
-    // The tool may stop reading at the first bad command; its exit status tells.
-    child.stdin.on('error', () => undefined);
-    child.stdin.end(input);
-    child.on('error', (error: NodeJS.ErrnoException) => {
-      if (error.code === 'ENOENT')
-        reject(
-          new SnowflockError('unavailable', `${file} is not installed; run npm run setup`, { cause: error }),
-        );
-      else if (deadline.aborted)
-        reject(
-          new SnowflockError('timeout', `${argv.join(' ')} took over ${NETWORK_TOOL_TIMEOUT_MS} ms`, {
-            cause: error,
-          }),
-        );
-      else reject(error);
-    });
-    child.on('close', (status) => resolve({ status, stdout, stderr }));
-  });
-}
-
-function failure(argv: readonly string[], commands: readonly string[], result: ToolResult): SnowflockError {
+function failure(
+  argv: readonly string[],
+  commands: readonly string[],
+  result: CommandResult,
+): SnowflockError {
   const text = result.stderr.trim() || `exit status ${result.status ?? 'by signal'}`;
   const line = /Command failed -:(\d+)/.exec(text)?.[1];
   const command = line === undefined ? undefined : commands[Number(line) - 1];
@@ -87,7 +48,7 @@ export async function runBatch(
   if (commands.length === 0) return;
   const args = options.force ? ['-force', '-batch', '-'] : ['-batch', '-'];
   const argv = toolArgv(tool, args, options.netns);
-  const result = await runProcess(argv, commands.join('\n') + '\n', options.signal);
+  const result = await apply(argv, commands.join('\n') + '\n', options.signal);
   if (result.status !== 0 && !options.force) throw failure(argv, commands, result);
 }
 
@@ -98,7 +59,7 @@ export async function runTool(
   options: RunOptions & { readonly input?: string } = {},
 ): Promise<string> {
   const argv = toolArgv(tool, args, options.netns);
-  const result = await runProcess(argv, options.input ?? '', options.signal);
+  const result = await apply(argv, options.input ?? '', options.signal);
   if (result.status !== 0) throw failure(argv, [], result);
   return result.stdout;
 }

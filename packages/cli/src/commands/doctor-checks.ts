@@ -1,11 +1,12 @@
 // What SnowFlock needs of a machine, each tried, not merely looked for. A check never throws: what went wrong is its
 // answer.
 
-import { spawn } from 'node:child_process';
 import { createSocket } from 'node:dgram';
 import { closeSync, existsSync, openSync, readFileSync, statfsSync } from 'node:fs';
 import { availableParallelism, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
+import { runCommand } from '@snowflock/lab';
+import { toSnowflockError } from '@snowflock/protocol';
 import { formatBytes } from '../table.ts';
 
 export type CheckStatus = 'ok' | 'warn' | 'fail';
@@ -26,7 +27,6 @@ export interface Check {
 
 const ROOT = join(import.meta.dirname, '..', '..', '..', '..');
 const TOOL_TIMEOUT_MS = 15_000;
-const OUTPUT_MAX = 64 << 10;
 const GIB = 2 ** 30;
 /** One small VM and its page cache; a lab with a few. */
 const MEMORY_MIN_BYTES = GIB;
@@ -53,32 +53,19 @@ interface ToolResult {
   readonly text: string;
 }
 
-function runTool(file: string, args: readonly string[], input = ''): Promise<ToolResult> {
-  return new Promise((resolve) => {
-    const child = spawn(file, args, {
-      timeout: TOOL_TIMEOUT_MS,
-      killSignal: 'SIGKILL',
-      stdio: ['pipe', 'pipe', 'pipe'],
+async function runTool(file: string, args: readonly string[], input = ''): Promise<ToolResult> {
+  try {
+    const { status, stdout, stderr } = await runCommand([file, ...args], {
+      input,
+      timeoutMs: TOOL_TIMEOUT_MS,
     });
-    let stdout = '';
-    let stderr = '';
-    child.stdout.on('data', (chunk: Buffer) => (stdout = (stdout + chunk.toString()).slice(0, OUTPUT_MAX)));
-    child.stderr.on('data', (chunk: Buffer) => (stderr = (stderr + chunk.toString()).slice(0, OUTPUT_MAX)));
-    child.stdin.on('error', () => undefined); // its exit status tells
-    child.stdin.end(input);
-    child.on('error', (error: NodeJS.ErrnoException) =>
-      resolve({ status: null, missing: error.code === 'ENOENT', stdout, text: error.message }),
-    );
-    child.on('close', (status) => {
-      const text = (stderr || stdout).trim().split('\n')[0] ?? '';
-      resolve({
-        status,
-        missing: false,
-        stdout,
-        text: text || (status === null ? 'no answer in time' : `exit status ${status}`),
-      });
-    });
-  });
+    const [text = ''] = (stderr || stdout).trim().split('\n');
+    return { status, missing: false, stdout, text: text || `exit status ${status ?? 'by signal'}` };
+  } catch (error) {
+    const { code, message } = toSnowflockError(error);
+    const text = code === 'timeout' ? 'no answer in time' : message;
+    return { status: null, missing: code === 'unavailable', stdout: '', text };
+  }
 }
 
 function checkDevice(path: string, module: string): Outcome {
