@@ -177,7 +177,7 @@ static void become(const struct identity *id)
 	if (id->hostname[0] && strcmp(id->hostname, current.hostname) && sethostname(id->hostname, strlen(id->hostname)) < 0)
 		say("host name: %s", strerror(errno));
 	if (!same_network(id, &current))
-		network_set(id, current.has_net);
+		network_set(id);
 	write_identity(id);
 }
 

@@ -24,7 +24,7 @@ struct identity {
 
 void network_open(void);
 bool same_network(const struct identity *a, const struct identity *b);
-/* Puts the identity's MAC, MTU and address in force; a VM without the interface has no network. `routed`: it had an address before. */
-void network_set(const struct identity *id, bool routed);
+/* Puts the identity's MAC, MTU and address in force; a VM without the interface has no network. */
+void network_set(const struct identity *id);
 
 #endif
