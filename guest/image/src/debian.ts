@@ -1,13 +1,12 @@
 // The recipe of `debian`: Debian 12 on a disk, with Python, BLAST, and the proteomes of four real Klebsiella genomes: three as a BLAST
 // database, the fourth as the queries. The proteomes are predicted while building, natively in the chroot.
 
-import { chmod, cp, mkdir, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { chmod, cp, mkdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { BASE_PACKAGES, makeBase } from './base.ts';
 import { run } from './command.ts';
 import { makeDisk } from './disk.ts';
-import { buildGuestTools, GUEST_DIRECTORY, GUEST_LINKS, GUEST_PROGRAMS } from './guest-tools.ts';
-import { BUSYBOX_PACKAGE, buildInitramfs } from './initramfs.ts';
-import { fetchKernel, KERNEL_PACKAGE } from './kernel.ts';
+import { GUEST_DIRECTORY, GUEST_LINKS, GUEST_PROGRAMS } from './guest-tools.ts';
 import { COMMON_APPEND, type Recipe, type RecipeContext } from './recipe.ts';
 
 const SUITE = 'bookworm';
@@ -42,29 +41,18 @@ apt-get -q -y autoremove --purge
 `;
 
 export const debian: Recipe = {
-  packages: [...PACKAGES, ...BUILD_PACKAGES, KERNEL_PACKAGE, BUSYBOX_PACKAGE],
+  packages: [...PACKAGES, ...BUILD_PACKAGES, ...BASE_PACKAGES],
 
   async build(context) {
-    const { work, output, signal, progress } = context;
-    progress('fetching the kernel');
-    const kernel = await fetchKernel(work, signal);
-    progress('compiling the guest tools');
-    const tools = join(work, 'tools');
-    await buildGuestTools(tools, signal);
-    await rename(kernel.path, join(output, 'vmlinux'));
-    await writeFile(join(output, 'initrd'), await buildInitramfs(tools, kernel, signal));
+    const { output, signal, progress } = context;
+    const { tools, result } = await makeBase(context);
     progress('installing Debian and predicting the proteomes');
     const root = await installSystem(context);
     await installGuest(root, tools);
     progress('making the disk');
     await makeDisk({ from: root, path: join(output, 'disk.raw'), sizeBytes: DISK_BYTES, signal });
-    return {
-      kernel: 'vmlinux',
-      initrd: 'initrd',
-      append: `${COMMON_APPEND} snowflock.root=/dev/vda`,
-      disk: { path: 'disk.raw', sizeBytes: DISK_BYTES },
-      packages: { [kernel.packageName]: kernel.version },
-    };
+    const append = `${COMMON_APPEND} snowflock.root=/dev/vda`;
+    return { ...result, append, disk: { path: 'disk.raw', sizeBytes: DISK_BYTES } };
   },
 };
 

@@ -5,15 +5,25 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { afterAll, beforeAll } from 'vitest';
 import { HostSide } from './host-side.ts';
 
 const GUEST = join(import.meta.dirname, '../..');
+const COMPILE_TIMEOUT_MS = 120_000;
 
-/** Builds the guest programs into a fresh directory. */
-export function buildTools(): { directory: string; remove: () => void } {
-  const directory = mkdtempSync(join(tmpdir(), 'sf-tools-'));
-  execFileSync('make', ['-s', '-C', join(GUEST, 'c'), '-j4', `O=${directory}`, 'all'], { stdio: 'pipe' });
-  return { directory, remove: () => rmSync(directory, { recursive: true, force: true }) };
+/** Compiles the guest's programs once for the tests of a file; `directory` is there while they run. */
+export function guestTools({ able }: { able: boolean }): { readonly directory: string } {
+  const tools = { directory: '' };
+  beforeAll(() => {
+    if (!able) return;
+    tools.directory = mkdtempSync(join(tmpdir(), 'sf-tools-'));
+    const make = ['-s', '-C', join(GUEST, 'c'), '-j4', `O=${tools.directory}`, 'all'];
+    execFileSync('make', make, { stdio: 'pipe' });
+  }, COMPILE_TIMEOUT_MS);
+  afterAll(() => {
+    if (able) rmSync(tools.directory, { recursive: true, force: true });
+  });
+  return tools;
 }
 
 export interface Finished {

@@ -1,16 +1,11 @@
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { encodeGuestFrame, GuestFrameType } from '@snowflock/protocol';
-import { AgentBench, buildTools } from './agent-bench.ts';
+import { AgentBench, guestTools } from './agent-bench.ts';
 import { testIdentity } from './host-side.ts';
 import { haveTools } from './needs.ts';
 
 const able = haveTools('gcc', 'make', 'python3');
-let tools: { directory: string; remove: () => void };
-beforeAll(() => {
-  if (!able) return;
-  tools = buildTools();
-}, 120_000);
-afterAll(() => tools?.remove());
+const tools = guestTools({ able });
 
 const T = '11111111-2222-3333-4444-555555555555';
 const start = (identity: string | undefined = testIdentity()): Promise<AgentBench> =>

@@ -1,16 +1,11 @@
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { EXEC_WINDOW_BYTES, GuestFrameType } from '@snowflock/protocol';
-import { AgentBench, buildTools } from './agent-bench.ts';
+import { AgentBench, guestTools } from './agent-bench.ts';
 import { testIdentity } from './host-side.ts';
 import { haveTools } from './needs.ts';
 
 const able = haveTools('gcc', 'make', 'python3');
-let tools: { directory: string; remove: () => void };
-beforeAll(() => {
-  if (!able) return;
-  tools = buildTools();
-}, 120_000);
-afterAll(() => tools?.remove());
+const tools = guestTools({ able });
 const start = (): Promise<AgentBench> => AgentBench.start(tools.directory, testIdentity());
 
 describe.skipIf(!able)('exec', () => {

@@ -3,13 +3,13 @@
 import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { AgentBench, buildTools } from './agent-bench.ts';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { AgentBench, guestTools } from './agent-bench.ts';
 import { testIdentity } from './host-side.ts';
 import { haveTools } from './needs.ts';
 
 const able = haveTools('gcc', 'make', 'python3');
-let tools: { directory: string; remove: () => void };
+const tools = guestTools({ able });
 const T = '11111111-2222-3333-4444-555555555555';
 const U = '99999999-2222-3333-4444-555555555555';
 
@@ -57,7 +57,6 @@ const C_REPLIES = [
 
 beforeAll(() => {
   if (!able) return;
-  tools = buildTools();
   writeFileSync(join(tools.directory, 'all.c'), C_PROGRAM);
   for (const [name, ...link] of [
     ['with-so', '-lsf', `-Wl,-rpath,${tools.directory}`],
@@ -71,7 +70,6 @@ beforeAll(() => {
       },
     );
 }, 120_000);
-afterAll(() => tools?.remove());
 const start = (): Promise<AgentBench> => AgentBench.start(tools.directory, testIdentity());
 
 describe.skipIf(!able)('libsf', () => {
