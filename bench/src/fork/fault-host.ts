@@ -22,7 +22,8 @@ const Offer = z.object({ address: z.string(), port: z.number(), key: z.string(),
 async function appears(path: string): Promise<void> {
   const deadline = performance.now() + MEETING_TIMEOUT_MS;
   while (!existsSync(path)) {
-    if (performance.now() > deadline) throw new Error(`${path} did not appear within ${MEETING_TIMEOUT_MS} ms`);
+    if (performance.now() > deadline)
+      throw new Error(`${path} did not appear within ${MEETING_TIMEOUT_MS} ms`);
     await sleep(20);
   }
 }
@@ -36,13 +37,27 @@ async function source(directory: string, address: string, pages: number): Promis
     logPath: join(directory, 'source.log'),
   });
   await memserver.configure({ key });
-  const frozen = spawn(join(directory, 'frozen-source'), [memserver.leasePath, String(pages), SEED, 'dense'], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  const line = await new Promise<string>((resolve) => frozen.stdout.once('data', (chunk: Buffer) => resolve(chunk.toString())));
+  const frozen = spawn(
+    join(directory, 'frozen-source'),
+    [memserver.leasePath, String(pages), SEED, 'dense'],
+    {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    },
+  );
+  const line = await new Promise<string>((resolve) =>
+    frozen.stdout.once('data', (chunk: Buffer) => resolve(chunk.toString())),
+  );
   const [pid = '', start = ''] = line.trim().split(' ');
-  const { presence } = await memserver.freeze({ pid: Number(pid), ramRanges: [{ start, length: pages * 4096 }] });
-  const offer = { address, port: memserver.port, key: key.toString('hex'), presence: presence.toString('base64') };
+  const { presence } = await memserver.freeze({
+    pid: Number(pid),
+    ramRanges: [{ start, length: pages * 4096 }],
+  });
+  const offer = {
+    address,
+    port: memserver.port,
+    key: key.toString('hex'),
+    presence: presence.toString('base64'),
+  };
   await writeFile(join(directory, 'offer.new'), JSON.stringify(offer));
   await rename(join(directory, 'offer.new'), join(directory, 'offer'));
   await appears(join(directory, 'done'));

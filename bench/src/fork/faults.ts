@@ -29,10 +29,13 @@ export async function measureFaults(lab: Lab, pages: number): Promise<z.infer<ty
   const directory = await mkdtemp('/tmp/sf-faults-');
   try {
     for (const probe of ['fault-client', 'frozen-source'])
-      await run('gcc', ['-O2', '-o', join(directory, probe), join(PROBES, `${probe}.c`)], { timeout: TIMEOUT_MS });
+      await run('gcc', ['-O2', '-o', join(directory, probe), join(PROBES, `${probe}.c`)], {
+        timeout: TIMEOUT_MS,
+      });
     const [source, target] = lab.hosts;
     if (!source || !target) throw new Error('the fault bench needs a lab of two hosts');
-    const side = (k: number, args: string[]) => lab.exec(k, [process.execPath, SCRIPT, ...args], { timeoutMs: TIMEOUT_MS });
+    const side = (k: number, args: string[]) =>
+      lab.exec(k, [process.execPath, SCRIPT, ...args], { timeoutMs: TIMEOUT_MS });
     const [serving, faulting] = await Promise.all([
       side(source.k, ['source', directory, source.address, String(pages)]),
       side(target.k, ['target', directory, String(pages)]),

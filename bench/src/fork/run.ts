@@ -86,7 +86,16 @@ async function forkFigures(lab: Lab, one: Case, rounds: Rounds): Promise<Figure[
 function faultFigures(one: Case, faults: { remote: FaultLatency; local: FaultLatency }): Figure[] {
   return (['local', 'remote'] as const).map((side) => {
     const { pages, minUs, medianUs, p99Us, maxUs } = faults[side];
-    return { name: `fault-${side}`, case: one.name, unit: 'us', n: pages, min: minUs, median: medianUs, p99: p99Us, max: maxUs };
+    return {
+      name: `fault-${side}`,
+      case: one.name,
+      unit: 'us',
+      n: pages,
+      min: minUs,
+      median: medianUs,
+      p99: p99Us,
+      max: maxUs,
+    };
   });
 }
 
@@ -95,8 +104,11 @@ async function peerFigures(
   guest: Omit<PeerGuest, 'scratch'> & { accel: Accel },
   rounds: Rounds,
 ): Promise<Figure[]> {
-  const scratch = await mkdtemp(join(MEMORY_FILE_SYSTEM, 'sf-bench-')).catch(() => mkdtemp(join(tmpdir(), 'sf-bench-')));
-  const of = (name: string, samples: number[]): Figure => figure({ name, case: one.name, unit: 'ms', samples });
+  const scratch = await mkdtemp(join(MEMORY_FILE_SYSTEM, 'sf-bench-')).catch(() =>
+    mkdtemp(join(tmpdir(), 'sf-bench-')),
+  );
+  const of = (name: string, samples: number[]): Figure =>
+    figure({ name, case: one.name, unit: 'ms', samples });
   try {
     const peer = { ...guest, scratch };
     const boots: number[] = [];
@@ -114,11 +126,15 @@ async function peerFigures(
 /** Each peer's median over our median of the same case. */
 function ratios(figures: readonly Figure[]): Figure[] {
   const found: Figure[] = [];
-  for (const peer of figures.filter((f) => ['cold-boot', 'suspend-copy-resume', 'template-clone'].includes(f.name))) {
+  for (const peer of figures.filter((f) =>
+    ['cold-boot', 'suspend-copy-resume', 'template-clone'].includes(f.name),
+  )) {
     const ours = figures.find((f) => f.name === 'fork-to-answer' && f.case === peer.case);
     if (!ours) continue;
     const value = peer.median / ours.median;
-    found.push(figure({ name: `${peer.name}/fork-to-answer`, case: peer.case, unit: 'ratio', samples: [value] }));
+    found.push(
+      figure({ name: `${peer.name}/fork-to-answer`, case: peer.case, unit: 'ratio', samples: [value] }),
+    );
   }
   return found;
 }

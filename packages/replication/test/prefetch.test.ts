@@ -17,15 +17,20 @@ describe('prefetch runs', () => {
 
   it('ask for each wanted page exactly once, and for no other', () => {
     fc.assert(
-      fc.property(fc.array(fc.nat(500), { maxLength: 800 }), fc.integer({ min: 1, max: 64 }), (pages, maxRunPages) => {
-        const claimed = new Set<number>();
-        const wanted = (page: number): boolean => page % 5 !== 0 && !claimed.has(page) && !!claimed.add(page);
-        const runs = prefetchRuns(pages, { wanted, maxRunPages });
-        const asked = pagesOf(runs);
-        expect(asked.toSorted((a, b) => a - b)).toEqual([...claimed].sort((a, b) => a - b));
-        expect(claimed).toEqual(new Set(pages.filter((page) => page % 5 !== 0)));
-        expect(Math.max(0, ...runs.map((run) => run.pageCount))).toBeLessThanOrEqual(maxRunPages);
-      }),
+      fc.property(
+        fc.array(fc.nat(500), { maxLength: 800 }),
+        fc.integer({ min: 1, max: 64 }),
+        (pages, maxRunPages) => {
+          const claimed = new Set<number>();
+          const wanted = (page: number): boolean =>
+            page % 5 !== 0 && !claimed.has(page) && !!claimed.add(page);
+          const runs = prefetchRuns(pages, { wanted, maxRunPages });
+          const asked = pagesOf(runs);
+          expect(asked.toSorted((a, b) => a - b)).toEqual([...claimed].sort((a, b) => a - b));
+          expect(claimed).toEqual(new Set(pages.filter((page) => page % 5 !== 0)));
+          expect(Math.max(0, ...runs.map((run) => run.pageCount))).toBeLessThanOrEqual(maxRunPages);
+        },
+      ),
     );
   });
 });
@@ -42,7 +47,13 @@ describe('the wake-up log', () => {
 
   it('keeps what guests waited for, once, in order', () => {
     const log = new WakeUpLog();
-    for (const frame of [read(9), read(4, 2), read(9), read(70, 1, false), read(80, 1, true, PageRegion.disk)])
+    for (const frame of [
+      read(9),
+      read(4, 2),
+      read(9),
+      read(70, 1, false),
+      read(80, 1, true, PageRegion.disk),
+    ])
       log.note(frame);
     expect(log.pages).toEqual([9, 4, 5]);
   });
