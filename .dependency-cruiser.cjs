@@ -35,7 +35,7 @@ module.exports = {
       name: 'package-surface-is-index',
       severity: 'error',
       from: { path: `^(${folders}|tests)/` },
-      to: { path: `^(${folders})/src/(?!index\\.ts)`, pathNot: '^$1/' },
+      to: { path: `^(${folders})/src/(?!index\\.ts)`, pathNot: '^$1/|^packages/protocol/src/pages\\.ts' },
     },
     {
       name: 'nothing-imports-tests',

@@ -7,7 +7,7 @@
 // caller's limit, and the decompressor is capped by it too.
 
 import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib';
-import { SnowflockError } from '@snowflock/protocol';
+import { SnowflockError } from '@snowflock/protocol/pages';
 
 const MAGIC = 0x4d504653;
 const VERSION = 1;

@@ -1,6 +1,6 @@
 // Telling an all-zero page from others, fast: most pages differ in their first word.
 
-import { PAGE_BYTES } from '@snowflock/protocol';
+import { PAGE_BYTES } from '@snowflock/protocol/pages';
 
 export const ZERO_PAGE: Buffer = Buffer.alloc(PAGE_BYTES);
 

@@ -1,7 +1,7 @@
 // The supervisor's end of a control socket: calls with deadlines, events. Owns its connection.
 
 import { createConnection, type Socket } from 'node:net';
-import { isErrorCode, SnowflockError } from '@snowflock/protocol';
+import { isErrorCode, SnowflockError } from '@snowflock/protocol/pages';
 import { parseLine, readLines, writeLine } from './json-lines.ts';
 
 /** Calls in flight at once; a supervisor makes a handful. */

@@ -5,7 +5,7 @@
 
 import { chmodSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
-import { toSnowflockError } from '@snowflock/protocol';
+import { toSnowflockError } from '@snowflock/protocol/pages';
 import { parseLine, readLines, writeLine } from './json-lines.ts';
 
 /** A supervisor, its successor during a restart, and a person who looks: more is a leak. */

@@ -1,6 +1,6 @@
 // The control messages of memserver and memtap, as both ends check them.
 
-import { PAGE_BYTES, PAGE_KEY_BYTES } from '@snowflock/protocol';
+import { PAGE_BYTES, PAGE_KEY_BYTES } from '@snowflock/protocol/pages';
 import { z } from 'zod';
 
 /** A VM's RAM lies in a handful of blocks; more ranges is a mistake. */

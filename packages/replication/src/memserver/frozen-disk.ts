@@ -9,7 +9,7 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
-import { PAGE_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol';
+import { PAGE_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
 import { NbdClient } from './nbd-client.ts';
 
 export interface FrozenDiskOptions {

@@ -5,7 +5,7 @@
 // Invariant: a page outside the presence map is never read, because reading it would create it.
 
 import { closeSync, openSync, readSync } from 'node:fs';
-import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol';
+import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol/pages';
 import { PresenceMap } from '../presence-map.ts';
 
 /** Page map entries read at once: 512 KiB of them describe 256 MiB of memory. */

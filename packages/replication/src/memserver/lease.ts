@@ -9,7 +9,7 @@
 
 import { chmodSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
-import { SnowflockError } from '@snowflock/protocol';
+import { SnowflockError } from '@snowflock/protocol/pages';
 
 /** One snapshot, one frozen process; a few more so that a stray connection cannot lock it out. */
 const MAX_CONNECTIONS = 4;

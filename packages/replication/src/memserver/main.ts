@@ -9,7 +9,8 @@
 // JSON goes to stdout: {"ready":true,"port":N}.
 
 import { parseArgs } from 'node:util';
-import { SnowflockError, toSnowflockError } from '@snowflock/protocol';
+import { z } from 'zod';
+import { SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
 import { ControlServer } from '../control/control-server.ts';
 import { watchOrphan } from '../orphan-watch.ts';
 import { MemserverControl } from './memserver-control.ts';
@@ -42,6 +43,8 @@ function readOptions(): { control: string; lease: string; listen: string; port: 
 
 async function main(): Promise<void> {
   const options = readOptions();
+  // A handful of control messages in all: compiling parsers for them would cost more, at the moment of the fork.
+  z.config({ jitless: true });
   const snapshot = new Snapshot();
   const lose = (reason: string): void => {
     if (snapshot.lostReason !== undefined) return;

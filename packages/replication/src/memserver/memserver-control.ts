@@ -1,6 +1,6 @@
 // The memserver's control operations: checks each request, then does it.
 
-import { SnowflockError } from '@snowflock/protocol';
+import { SnowflockError } from '@snowflock/protocol/pages';
 import { memserverRequestSchema, type MemserverRequest } from '../control/schemas.ts';
 import { PresenceMap } from '../presence-map.ts';
 import { FrozenDisk } from './frozen-disk.ts';

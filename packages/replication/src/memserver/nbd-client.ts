@@ -6,7 +6,7 @@
 // Owns its socket. Reads may be in flight at once, at most MAX_IN_FLIGHT; each lands in its caller's buffer.
 
 import { createConnection, type Socket } from 'node:net';
-import { SnowflockError } from '@snowflock/protocol';
+import { SnowflockError } from '@snowflock/protocol/pages';
 
 const NBD_MAGIC = 0x4e42444d41474943n;
 const NBD_OPT_MAGIC = 0x49484156454f5054n;

@@ -3,7 +3,7 @@
 // Keeps at most MAX_FREE free ones of each size; a buffer is either free or lent, and whoever borrowed it
 // gives it back exactly once through `release`, which is made once per buffer so that a page costs no closure.
 
-import { PAGE_BYTES, PAGE_FRAME_MAX_BYTES } from '@snowflock/protocol';
+import { PAGE_BYTES, PAGE_FRAME_MAX_BYTES } from '@snowflock/protocol/pages';
 
 /** Frames of up to this many pages use small buffers: single faults and their first neighbours. */
 const SMALL_PAGES = 8;

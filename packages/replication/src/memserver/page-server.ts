@@ -1,10 +1,10 @@
 // The memserver's TCP side: accepts lanes, lets each prove that it holds the fork's key, serves pages to all of them.
 //
 // Owns the listening socket and every session. Fairness: what a guest waits for (urgent reads) is served the moment it
-// arrives; everything else is served one request per client and turn of the event loop, round robin.
+// arrives; everything else is served in turns of a few requests per client and round of the event loop.
 
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
-import type { SnowflockError } from '@snowflock/protocol';
+import type { SnowflockError } from '@snowflock/protocol/pages';
 import { ClientSession, type SessionCounters } from './client-session.ts';
 import { PageBufferPool } from './page-buffers.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -100,7 +100,7 @@ export class PageServer {
     setImmediate(() => {
       this.#turnScheduled = false;
       let more = false;
-      for (const session of this.#sessions) more = session.serveOne() || more;
+      for (const session of this.#sessions) more = session.serveTurn() || more;
       if (more) this.#scheduleTurn();
     });
   }

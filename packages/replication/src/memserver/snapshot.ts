@@ -15,7 +15,7 @@ import {
   PageRegion,
   type PageFrame,
   writePageFrame,
-} from '@snowflock/protocol';
+} from '@snowflock/protocol/pages';
 import { isZeroPage } from '../zero-page.ts';
 import type { FrozenDisk } from './frozen-disk.ts';
 import type { FrozenMemory } from './frozen-memory.ts';

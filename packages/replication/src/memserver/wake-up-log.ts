@@ -5,7 +5,7 @@
 //
 // Only what guests waited for counts, in the order of the first asking.
 
-import { PAGE_FLAG_URGENT, PageRegion, type PageFrame } from '@snowflock/protocol';
+import { PAGE_FLAG_URGENT, PageRegion, type PageFrame } from '@snowflock/protocol/pages';
 
 /** A clone answers its caller well within this, also under emulation on a loaded host. */
 const WAKE_UP_MS = 1500;

@@ -8,7 +8,7 @@ import {
   PAGE_WIRE_MAX_PAGES,
   pageDataOffset,
   type PageFrame,
-} from '@snowflock/protocol';
+} from '@snowflock/protocol/pages';
 import { ZERO_PAGE } from '../zero-page.ts';
 import type { HeldRead } from './held-reads.ts';
 import { PageState, type SharedState } from './shared-state.ts';

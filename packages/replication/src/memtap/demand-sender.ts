@@ -14,7 +14,7 @@ import {
   PAGE_FRAME_HEADER_BYTES,
   PageFrameType,
   writePageFrame,
-} from '@snowflock/protocol';
+} from '@snowflock/protocol/pages';
 import { ReadAhead } from './read-ahead.ts';
 import {
   Control,

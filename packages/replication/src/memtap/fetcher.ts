@@ -13,7 +13,7 @@ import {
   PAGE_WIRE_MAX_PAGES,
   type PageFrame,
   SnowflockError,
-} from '@snowflock/protocol';
+} from '@snowflock/protocol/pages';
 import type { PageSource } from '../control/schemas.ts';
 import type { PresenceMap } from '../presence-map.ts';
 import { ZERO_PAGE } from '../zero-page.ts';

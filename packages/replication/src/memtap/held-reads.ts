@@ -7,7 +7,7 @@
 // together in a borrowed buffer.
 
 import { writevSync } from 'node:fs';
-import { PAGE_BYTES } from '@snowflock/protocol';
+import { PAGE_BYTES } from '@snowflock/protocol/pages';
 import { FUSE_MAX_READ_BYTES, FUSE_OUT_HEADER, writeOutHeader } from './fuse/protocol.ts';
 
 /** Largest READ plus a page: an unaligned READ touches one page more. */

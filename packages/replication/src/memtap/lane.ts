@@ -22,7 +22,7 @@ import {
   readPageFrame,
   SnowflockError,
   toSnowflockError,
-} from '@snowflock/protocol';
+} from '@snowflock/protocol/pages';
 import type { PageSource } from '../control/schemas.ts';
 
 /** Room for what is left of one frame and three more: fewer, larger reads. */

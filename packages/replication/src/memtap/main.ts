@@ -11,7 +11,8 @@
 
 import { mkdirSync } from 'node:fs';
 import { parseArgs } from 'node:util';
-import { PAGE_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol';
+import { z } from 'zod';
+import { PAGE_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
 import { ControlServer } from '../control/control-server.ts';
 import { watchOrphan } from '../orphan-watch.ts';
 import { MemtapControl } from './memtap-control.ts';
@@ -75,6 +76,8 @@ function count(name: string, text: string | undefined, range: { min: number; max
 
 async function main(): Promise<void> {
   const options = readOptions();
+  // A handful of control messages in all: compiling parsers for them would cost more, at the moment of the fork.
+  z.config({ jitless: true });
   mkdirSync(options.mount, { recursive: true });
   let stopping = false;
   const stop = (exitCode: number): void => {

@@ -1,6 +1,6 @@
 // The memtap's control operations: checks each request, then does it.
 
-import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol';
+import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol/pages';
 import { memtapRequestSchema, type MemtapRequest } from '../control/schemas.ts';
 import { PRESENCE_MAX_PAGES, PresenceMap } from '../presence-map.ts';
 import type { MemtapMount } from './memtap-mount.ts';

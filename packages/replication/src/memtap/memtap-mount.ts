@@ -7,7 +7,7 @@
 
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
-import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol';
+import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol/pages';
 import { Fetcher } from './fetcher.ts';
 import { mountFuse, openFuseDevice, setKernelReadAhead, unmountFuse } from './fuse/mount.ts';
 import { FILE_NODE_BASE, type FuseFile } from './fuse/protocol.ts';

@@ -17,7 +17,7 @@ import {
   PageFrameType,
   SnowflockError,
   writePageFrame,
-} from '@snowflock/protocol';
+} from '@snowflock/protocol/pages';
 import type { PageSource } from '../control/schemas.ts';
 import { describe, Lane } from './lane.ts';
 

@@ -6,7 +6,7 @@
 
 import { readSync, writevSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
-import { PAGE_BYTES, PAGE_WIRE_MAX_PAGES } from '@snowflock/protocol';
+import { PAGE_BYTES, PAGE_WIRE_MAX_PAGES } from '@snowflock/protocol/pages';
 import { DemandSender } from './demand-sender.ts';
 import {
   answerMetadata,

@@ -3,7 +3,7 @@
 // An answer is taken only for a request that is under way, and only with exactly the pages that were asked for.
 // Invariant: every page of a request under way that is not here yet is `wanted`; abandonAll() makes those remote again.
 
-import { type PageFrame, SnowflockError } from '@snowflock/protocol';
+import { type PageFrame, SnowflockError } from '@snowflock/protocol/pages';
 import type { HeldRead } from './held-reads.ts';
 import {
   EXTRA_PART_PAGES,

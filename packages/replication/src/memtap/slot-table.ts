@@ -3,7 +3,7 @@
 // Owns the HeldRead objects and the list of those that wait. Invariant: a slot goes back to the read worker exactly once,
 // when its READ is answered and no part of its demand is under way any more.
 
-import { PAGE_BYTES, type PageFrame } from '@snowflock/protocol';
+import { PAGE_BYTES, type PageFrame } from '@snowflock/protocol/pages';
 import { LatencyHistogram } from '../latency-histogram.ts';
 import { HeldRead, type ReadAnswerer } from './held-reads.ts';
 import {

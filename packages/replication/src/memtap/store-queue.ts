@@ -6,7 +6,7 @@
 //
 // Invariant: tail <= head <= tail + ENTRIES; the data of entries [tail, head) does not overlap.
 
-import { PAGE_BYTES } from '@snowflock/protocol';
+import { PAGE_BYTES } from '@snowflock/protocol/pages';
 
 /** 16 MiB: a few full read-ahead windows. When it is full, prefetched pages are dropped; a later READ fetches them. */
 export const STORE_QUEUE_PAGES = 4096;

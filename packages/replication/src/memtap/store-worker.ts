@@ -6,7 +6,7 @@
 
 import { writevSync } from 'node:fs';
 import { workerData } from 'node:worker_threads';
-import { PAGE_BYTES } from '@snowflock/protocol';
+import { PAGE_BYTES } from '@snowflock/protocol/pages';
 import { FILE_NODE_BASE, NOTIFY_STORE, STORE_HEADER } from './fuse/protocol.ts';
 import { Counter, PageState, SharedState, type SharedMemory } from './shared-state.ts';
 import { type StoreEntry, StoreQueue, type StoreQueueMemory } from './store-queue.ts';

@@ -7,7 +7,7 @@
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync, openSync, readFileSync } from 'node:fs';
-import { SnowflockError } from '@snowflock/protocol';
+import { SnowflockError } from '@snowflock/protocol/pages';
 import { parseLine } from '../control/json-lines.ts';
 
 /** Node starts in 50 ms here; a machine that starts many at once needs more. */

@@ -1,7 +1,7 @@
 // What a supervisor does with the mount of a memtap that is gone, or stuck.
 
 import { readFileSync } from 'node:fs';
-import { SnowflockError } from '@snowflock/protocol';
+import { SnowflockError } from '@snowflock/protocol/pages';
 import { unmountFuse } from '../memtap/fuse/mount.ts';
 
 const CLEANUP_TIMEOUT_MS = 2000;

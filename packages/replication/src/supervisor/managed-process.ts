@@ -5,7 +5,7 @@
 // Owns the control connection always; the process only by `dispose`: `detach` leaves it running for a successor.
 
 import type { z } from 'zod';
-import { SnowflockError } from '@snowflock/protocol';
+import { SnowflockError } from '@snowflock/protocol/pages';
 import { ControlClient } from '../control/control-client.ts';
 import {
   type ExitStatus,

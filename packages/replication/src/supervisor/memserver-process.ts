@@ -1,7 +1,7 @@
 // The supervisor's end of a memserver.
 
 import { z } from 'zod';
-import { SnowflockError } from '@snowflock/protocol';
+import { SnowflockError } from '@snowflock/protocol/pages';
 import { freezeReplySchema, type MemserverStats, memserverStatsSchema, wakeUpReplySchema } from '../control/schemas.ts';
 import { connectManaged, ManagedProcess, type ProcessConnection, startManaged } from './managed-process.ts';
 

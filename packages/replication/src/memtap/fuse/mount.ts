@@ -6,7 +6,7 @@
 import { spawn } from 'node:child_process';
 import { openSync, writeFileSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
-import { SnowflockError } from '@snowflock/protocol';
+import { SnowflockError } from '@snowflock/protocol/pages';
 import { runBounded } from '../../run-bounded.ts';
 import { FUSE_MAX_READ_BYTES } from './protocol.ts';
 

@@ -1,0 +1,4 @@
+// What the page servers need of this package, without the control plane: a memtap's threads load no HTTP and no TLS.
+
+export * from './errors.ts';
+export * from './page-wire.ts';
