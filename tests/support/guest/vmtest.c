@@ -1,0 +1,140 @@
+/*
+ * What the whole-system tests run in a guest; one static program:
+ *
+ *   vmtest clock               the wall clock, in ns since 1970
+ *   vmtest draw FILE           draws random numbers until SIGTERM; then writes "NS HEX" for each draw
+ *   vmtest reseed              lets the kernel's random generator take up what entropy it has; it then draws on that for seconds
+ *   vmtest writer DIR          writes files in DIR, over and over, each to the disk, until SIGTERM; then prints the round it is in
+ *   vmtest check DIR           "files=N wrong=W" for what a writer left
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/random.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#define DRAWS_MAX 100000
+#define FILES 24
+#define WORDS 8192 /* 64 KiB a file */
+
+static int64_t wall_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static volatile sig_atomic_t stopping;
+static void on_term(int signal) { stopping = signal; }
+
+static int draw(const char *path)
+{
+	static struct {
+		int64_t at;
+		uint64_t value[2];
+	} draws[DRAWS_MAX];
+	size_t count = 0;
+	signal(SIGTERM, on_term);
+	while (!stopping && count < DRAWS_MAX) {
+		if (getrandom(draws[count].value, sizeof draws[count].value, 0) != sizeof draws[count].value)
+			return 1;
+		draws[count++].at = wall_ns();
+		usleep(500);
+	}
+	char unfinished[256];
+	snprintf(unfinished, sizeof unfinished, "%s.new", path);
+	FILE *f = fopen(unfinished, "w");
+	for (size_t i = 0; f && i < count; i++)
+		fprintf(f, "%lld %016llx%016llx\n", (long long)draws[i].at, (unsigned long long)draws[i].value[0],
+			(unsigned long long)draws[i].value[1]);
+	return f && fclose(f) == 0 && rename(unfinished, path) == 0 ? 0 : 1;
+}
+
+static int reseed(void)
+{
+	int fd = open("/dev/urandom", O_RDWR);
+	return fd < 0 || ioctl(fd, RNDRESEEDCRNG) < 0;
+}
+
+/* A file's words follow from its number and round; its first two are these. */
+static void fill(uint64_t *words, uint64_t file, uint64_t round)
+{
+	words[0] = file;
+	words[1] = round;
+	for (uint64_t i = 2; i < WORDS; i++)
+		words[i] = (file << 48 ^ round << 16 ^ i) * 0x9e3779b97f4a7c15u;
+}
+
+static void path_of(char *path, size_t size, const char *dir, int file) { snprintf(path, size, "%s/f%02d", dir, file); }
+
+static int writer(const char *dir)
+{
+	static uint64_t words[WORDS];
+	char path[256];
+	signal(SIGTERM, on_term);
+	for (uint64_t round = 1;; round++)
+		for (int file = 0; file < FILES; file++) {
+			path_of(path, sizeof path, dir, file);
+			int fd = open(path, O_WRONLY | O_CREAT, 0644);
+			fill(words, (uint64_t)file, round);
+			if (fd < 0 || pwrite(fd, words, sizeof words, 0) != sizeof words || fsync(fd) < 0) {
+				perror(path);
+				return 1;
+			}
+			close(fd);
+			if (round == 2 && file == 0) {
+				puts("writing");
+				fflush(stdout);
+			}
+			if (stopping) {
+				printf("round=%llu\n", (unsigned long long)round);
+				return 0;
+			}
+		}
+}
+
+static int check(const char *dir)
+{
+	static uint64_t words[WORDS], wanted[WORDS];
+	char path[256];
+	int files = 0, wrong = 0;
+	for (int file = 0; file < FILES; file++) {
+		path_of(path, sizeof path, dir, file);
+		int fd = open(path, O_RDONLY);
+		if (fd < 0)
+			continue;
+		files++;
+		if (read(fd, words, sizeof words) != sizeof words) {
+			wrong++;
+		} else {
+			fill(wanted, (uint64_t)file, words[1]);
+			wrong += memcmp(words, wanted, sizeof words) != 0;
+		}
+		close(fd);
+	}
+	printf("files=%d wrong=%d\n", files, wrong);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const char *what = argc > 1 ? argv[1] : "";
+	if (!strcmp(what, "clock"))
+		return printf("%lld\n", (long long)wall_ns()) < 0;
+	if (!strcmp(what, "draw") && argc == 3)
+		return draw(argv[2]);
+	if (!strcmp(what, "reseed"))
+		return reseed();
+	if (!strcmp(what, "writer") && argc == 3)
+		return writer(argv[2]);
+	if (!strcmp(what, "check") && argc == 3)
+		return check(argv[2]);
+	fprintf(stderr, "vmtest: unknown command '%s'\n", what);
+	return 2;
+}
