@@ -81,6 +81,12 @@ export interface Cleanup {
   readonly ticket: string | null;
 }
 
+/** Which ticket. */
+export interface TicketRef {
+  readonly clusterid: number;
+  readonly ticket: string;
+}
+
 export interface Waiting {
   readonly requestId: string;
   readonly clusterid: number;

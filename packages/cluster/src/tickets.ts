@@ -5,7 +5,7 @@ import { openCleanup, type Effect } from './effects.ts';
 import { findTicket, findVm, masterVmOf, openCluster, pastOf } from './lookup.ts';
 import { serveQueue, type Chance } from './queue.ts';
 import { clonesOf, isEnded, PAST_TICKETS_MAX } from './state.ts';
-import type { Cluster, SystemData, Ticket } from './state.ts';
+import type { Cluster, SystemData, Ticket, TicketRef } from './state.ts';
 
 /** A host has answered its preparation, of the clones or of the source. Late answers change nothing. */
 export function prepared(
@@ -43,10 +43,7 @@ export function prepared(
 }
 
 /** unused ─▶ outstanding. Refused, without a change, when nothing of it can be launched. */
-export function redeem(
-  system: SystemData,
-  { clusterid, ticket: id }: { clusterid: number; ticket: string },
-): Effect[] {
+export function redeem(system: SystemData, { clusterid, ticket: id }: TicketRef): Effect[] {
   const cluster = openCluster(system, clusterid);
   const ticket = findTicket(cluster, id);
   if (ticket.status === 'outstanding')
@@ -72,7 +69,7 @@ export function redeem(
 /** Which clones run. When none does, nothing is left to compute or to join: the ticket ends as if merged. */
 export function launched(
   system: SystemData,
-  { clusterid, ticket: id, report }: { clusterid: number; ticket: string; report: LaunchReport },
+  { clusterid, ticket: id, report }: TicketRef & { readonly report: LaunchReport },
   chance: Chance,
 ): Effect[] {
   const cluster = openCluster(system, clusterid);
@@ -99,10 +96,7 @@ export function launched(
 }
 
 /** Destroys the clones of a ticket that was used. Merging again is no error: the first answer may have got lost. */
-export function mergeTicket(
-  system: SystemData,
-  { clusterid, ticket: id }: { clusterid: number; ticket: string },
-): Effect[] {
+export function mergeTicket(system: SystemData, { clusterid, ticket: id }: TicketRef): Effect[] {
   const cluster = openCluster(system, clusterid);
   if (pastOf(cluster, id) === 'merged') return [];
   const ticket = findTicket(cluster, id);
@@ -114,10 +108,7 @@ export function mergeTicket(
   return endTicket(system, cluster, ticket, 'merged');
 }
 
-export function disposeTicket(
-  system: SystemData,
-  { clusterid, ticket: id }: { clusterid: number; ticket: string },
-): Effect[] {
+export function disposeTicket(system: SystemData, { clusterid, ticket: id }: TicketRef): Effect[] {
   const cluster = openCluster(system, clusterid);
   const ticket = findTicket(cluster, id);
   if (ticket.status === 'outstanding')

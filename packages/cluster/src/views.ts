@@ -11,7 +11,7 @@ import {
 } from '@snowflock/protocol';
 import type { HostRoom } from './allocator.ts';
 import { findCluster, findTicket } from './lookup.ts';
-import { clonesOf, isEnded, vmRamBytes, vmsOf, type SystemData, type Vm } from './state.ts';
+import { clonesOf, isEnded, vmRamBytes, vmsOf, type SystemData, type TicketRef, type Vm } from './state.ts';
 
 export interface HostUsage {
   cpus: number;
@@ -64,7 +64,7 @@ export function ticketList(system: SystemData, clusterid: number): TicketList {
   return { unused: those('unused'), outstanding: those('outstanding') };
 }
 
-export function ticketInfo(system: SystemData, where: { clusterid: number; ticket: string }): TicketInfo {
+export function ticketInfo(system: SystemData, where: TicketRef): TicketInfo {
   const cluster = findCluster(system, where.clusterid);
   const ticket = findTicket(cluster, where.ticket);
   return {
@@ -74,7 +74,7 @@ export function ticketInfo(system: SystemData, where: { clusterid: number; ticke
 }
 
 /** What the master VM's host needs to launch a redeemed ticket; clones that cannot be launched, with the reason. */
-export function redemption(system: SystemData, where: { clusterid: number; ticket: string }): RedeemReply {
+export function redemption(system: SystemData, where: TicketRef): RedeemReply {
   const cluster = findCluster(system, where.clusterid);
   const all = clonesOf(cluster, findTicket(cluster, where.ticket));
   const clones = all.filter((vm) => !isEnded(vm)).map((vm) => placement(system, vm));
@@ -88,19 +88,13 @@ function placement(system: SystemData, { vmid, vcpus, host: name }: Vm): Placeme
 }
 
 /** Whether every preparation of a ticket has been answered, or the ticket is gone. */
-export function isPrepared(
-  system: SystemData,
-  { clusterid, ticket }: { clusterid: number; ticket: string },
-): boolean {
+export function isPrepared(system: SystemData, { clusterid, ticket }: TicketRef): boolean {
   const found = system.clusters[clusterid]?.tickets[ticket];
   return !found || (!found.sourcePreparing && found.preparing.length === 0);
 }
 
 /** Whether no clone of a ticket computes any more, or the ticket is gone. */
-export function isJoinable(
-  system: SystemData,
-  { clusterid, ticket }: { clusterid: number; ticket: string },
-): boolean {
+export function isJoinable(system: SystemData, { clusterid, ticket }: TicketRef): boolean {
   const cluster = system.clusters[clusterid];
   const found = cluster?.tickets[ticket];
   return !cluster || !found || clonesOf(cluster, found).every(isEnded);

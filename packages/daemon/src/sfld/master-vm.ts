@@ -56,6 +56,13 @@ export interface MasterVmParts {
   readonly diskBytes: number;
 }
 
+export interface MasterVmOptions {
+  readonly ref: VmRef;
+  readonly shape: VmShape;
+  readonly sources: (ticket: string) => ForkSource | undefined;
+  readonly onFork: (record: ForkRecord) => void;
+}
+
 export class MasterVm implements AsyncDisposable {
   readonly ref: VmRef;
   readonly shape: VmShape;
@@ -69,16 +76,7 @@ export class MasterVm implements AsyncDisposable {
   /** Pages that clones of earlier forks needed first, in that order. */
   readonly #wakeUp = new Set<number>();
 
-  private constructor(
-    context: HostContext,
-    options: {
-      ref: VmRef;
-      shape: VmShape;
-      parts: MasterVmParts;
-      sources: (ticket: string) => ForkSource | undefined;
-      onFork: (record: ForkRecord) => void;
-    },
-  ) {
+  private constructor(context: HostContext, options: MasterVmOptions & { readonly parts: MasterVmParts }) {
     this.#context = context;
     this.ref = options.ref;
     this.shape = options.shape;
@@ -98,15 +96,7 @@ export class MasterVm implements AsyncDisposable {
     });
   }
 
-  static async start(
-    context: HostContext,
-    options: {
-      ref: VmRef;
-      shape: VmShape;
-      sources: (ticket: string) => ForkSource | undefined;
-      onFork: (record: ForkRecord) => void;
-    },
-  ): Promise<MasterVm> {
+  static async start(context: HostContext, options: MasterVmOptions): Promise<MasterVm> {
     const { ref, shape } = options;
     const source = await bootSource(shape);
     const network = await context.networks.acquire(ref.clusterid);

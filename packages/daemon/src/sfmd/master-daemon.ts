@@ -31,7 +31,7 @@ import {
   pastOf,
   redemption,
 } from '@snowflock/cluster';
-import type { Chance, Cleanup, Command, Effect, SystemData } from '@snowflock/cluster';
+import type { Chance, Cleanup, Command, Effect, SystemData, TicketRef } from '@snowflock/cluster';
 import type { Log } from '../log.ts';
 import { Cleanups } from './cleanups.ts';
 import type { HostAddress, Hosts } from './hosts.ts';
@@ -54,11 +54,6 @@ export interface MasterDaemonOptions {
   readonly random: () => number;
   /** Monotonic. */
   readonly nowMs: () => number;
-}
-
-interface TicketRef {
-  readonly clusterid: number;
-  readonly ticket: string;
 }
 
 export class MasterDaemon implements Disposable {

@@ -11,7 +11,7 @@ import {
   VmEnded,
   VmShape,
 } from '@snowflock/protocol';
-import { systemState, ticketInfo, ticketList } from '@snowflock/cluster';
+import { systemState, ticketInfo, ticketList, type TicketRef } from '@snowflock/cluster';
 import { assertPeerIsHost, callerSignal, noContent, parseInput } from '../http-routes.ts';
 import type { MasterDaemon } from './master-daemon.ts';
 
@@ -30,7 +30,7 @@ const ShutdownQuery = z.object({
 
 const clusterOf = (params: unknown): number => parseInput(ClusterPath, params, 'path').clusterid;
 
-function ticketOf(params: unknown): { clusterid: number; ticket: string } {
+function ticketOf(params: unknown): TicketRef {
   const { ticket } = params as { ticket: string };
   const clusterid = clusterOf(params);
   if (!ticketId.safeParse(ticket).success)
