@@ -2,7 +2,12 @@
 
 import { z } from 'zod';
 import { SnowflockError } from '@snowflock/protocol/pages';
-import { freezeReplySchema, type MemserverStats, memserverStatsSchema, wakeUpReplySchema } from '../control/schemas.ts';
+import {
+  freezeReplySchema,
+  type MemserverStats,
+  memserverStatsSchema,
+  wakeUpReplySchema,
+} from '../control/schemas.ts';
 import { connectManaged, ManagedProcess, type ProcessConnection, startManaged } from './managed-process.ts';
 
 export interface MemserverStartOptions {
