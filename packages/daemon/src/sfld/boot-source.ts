@@ -2,7 +2,7 @@
 
 import { isAbsolute } from 'node:path';
 import { findImage } from '@snowflock/image';
-import { SnowflockError, type VmShape } from '@snowflock/protocol';
+import type { VmShape } from '@snowflock/protocol';
 import { diskInfo, type DiskInfo } from '@snowflock/vm';
 
 /** Kernel and initrd for disk images that come from outside: the packaged ones. */
@@ -15,22 +15,12 @@ export interface BootSource {
   readonly disk: ({ readonly path: string } & DiskInfo) | null;
 }
 
-async function builtImage(name: string) {
-  const image = await findImage(name);
-  if (!image)
-    throw new SnowflockError(
-      'no-such-image',
-      `there is no image '${name}' on this host; build it: snowflock image build ${name}`,
-    );
-  return image;
-}
-
 export async function bootSource(shape: VmShape): Promise<BootSource> {
   if (isAbsolute(shape.diskImage)) {
     const disk = { path: shape.diskImage, ...(await diskInfo(shape.diskImage)) };
-    const { kernel, initrd, append } = await builtImage(PACKAGED_IMAGE);
+    const { kernel, initrd, append } = await findImage(PACKAGED_IMAGE);
     return { kernel, initrd, append: `${append} snowflock.root=/dev/vda`, disk };
   }
-  const { kernel, initrd, append, disk } = await builtImage(shape.diskImage);
+  const { kernel, initrd, append, disk } = await findImage(shape.diskImage);
   return { kernel, initrd, append, disk: disk ? { path: disk.path, ...(await diskInfo(disk.path)) } : null };
 }
