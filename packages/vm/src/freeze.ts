@@ -34,6 +34,7 @@ export class DiskChain {
   readonly #overlays: string[];
   readonly #directory: string;
   #prepared: { generation: number; path: string } | null = null;
+  #preparing: Promise<void> | null = null;
 
   constructor(options: { directory: string; overlay: string }) {
     this.#directory = options.directory;
@@ -46,24 +47,11 @@ export class DiskChain {
     return path;
   }
 
-  /** Creates the next overlay and opens it in QEMU, so that the pause only has to switch to it. */
+  /** Creates the next overlay and opens it in QEMU, so that the pause only has to switch to it. Once for all who ask. */
   async prepare(vm: QemuProcess): Promise<void> {
     if (this.#prepared) return;
-    const generation = this.#overlays.length;
-    const path = `${this.#directory}/disk-${generation}.qcow2`;
-    await createOverlay({ path, backing: this.current, backingFormat: 'qcow2' });
-    await vm.qmp.execute({
-      execute: 'blockdev-add',
-      arguments: {
-        driver: 'qcow2',
-        'node-name': diskNode(generation),
-        cache: { direct: false, 'no-flush': true },
-        discard: 'unmap',
-        file: { driver: 'file', filename: path, cache: { direct: false, 'no-flush': true } },
-        backing: null,
-      },
-    });
-    this.#prepared = { generation, path };
+    this.#preparing ??= this.#openNext(vm).finally(() => (this.#preparing = null));
+    await this.#preparing;
   }
 
   switchCommand(): QmpCommand {
@@ -82,6 +70,24 @@ export class DiskChain {
     this.#overlays.push(this.#prepared.path);
     this.#prepared = null;
     return { path: frozen };
+  }
+
+  async #openNext(vm: QemuProcess): Promise<void> {
+    const generation = this.#overlays.length;
+    const path = `${this.#directory}/disk-${generation}.qcow2`;
+    await createOverlay({ path, backing: this.current, backingFormat: 'qcow2' });
+    await vm.qmp.execute({
+      execute: 'blockdev-add',
+      arguments: {
+        driver: 'qcow2',
+        'node-name': diskNode(generation),
+        cache: { direct: false, 'no-flush': true },
+        discard: 'unmap',
+        file: { driver: 'file', filename: path, cache: { direct: false, 'no-flush': true } },
+        backing: null,
+      },
+    });
+    this.#prepared = { generation, path };
   }
 }
 

@@ -9,6 +9,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
   countingRom,
+  createOverlay,
+  DiskChain,
   expectDeviceState,
   freezeVm,
   loadDeviceState,
@@ -146,6 +148,25 @@ describe.each(accels)('fork under %s', (accel) => {
     expect(counter(clone.pid, cloneRam)).toBeGreaterThan(atFork);
     // Private: what the clone writes never reaches the image that it came from.
     expect(readFileSync(ramFile).readUInt32LE(Number(COUNTER))).toBe(atFork);
+  });
+
+  it('prepares the next disk overlay once for all forks that ask for it at the same time', async () => {
+    const overlay = join(directory, 'disk-0.qcow2');
+    const backing = join(directory, 'disk.raw');
+    await writeFile(backing, Buffer.alloc(1 << 20));
+    await createOverlay({ path: overlay, backing, backingFormat: 'raw' });
+    const disk = { overlay, backing, backingFormat: 'raw' as const };
+    const vm = await QemuProcess.start({ ...spec('parent'), disk }, { forkShim });
+    try {
+      const chain = new DiskChain({ directory, overlay });
+      await Promise.all([chain.prepare(vm), chain.prepare(vm)]);
+      await vm.qmp.execute(chain.switchCommand());
+      expect(chain.switched().path).toBe(overlay);
+      await Promise.all([chain.prepare(vm), chain.prepare(vm)]);
+      expect(chain.current).toBe(join(directory, 'disk-1.qcow2'));
+    } finally {
+      await vm.kill();
+    }
   });
 
   it('says why a VM ended', async () => {
