@@ -3,6 +3,9 @@
 /** Pages put in order together: requests keep the order of need roughly, and neighbours still meet. */
 const GROUP_PAGES = 256;
 
+/** Pages between two needed ones that are fetched along: they cost less than another request. */
+const MAX_GAP_PAGES = 3;
+
 export interface Run {
   readonly firstPage: number;
   readonly pageCount: number;
@@ -23,9 +26,12 @@ export function prefetchRuns(
     };
     for (const page of group) {
       if (page < end || !options.wanted(page)) continue;
-      if (page !== end || end - first >= options.maxRunPages) {
+      if (first < 0 || page - end > MAX_GAP_PAGES || page + 1 - first > options.maxRunPages) {
         close();
         first = page;
+      } else {
+        // whether one of them is wanted or not: the answer holds it, and whoever claimed it takes it from there
+        for (let gap = end; gap < page; gap++) options.wanted(gap);
       }
       end = page + 1;
     }
