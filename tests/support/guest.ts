@@ -122,14 +122,13 @@ export class GuestProgram implements AsyncDisposable {
 
   /** The next line that it prints, on either stream. */
   async line(deadlineMs = COMMAND_MS): Promise<string> {
-    const next = async (): Promise<string> => {
-      for (;;) {
-        const line = this.#lines.shift();
-        if (line !== undefined) return line;
-        await new Promise<void>((resolve) => (this.#wake = resolve));
-      }
-    };
-    return within(deadlineMs, `a line of ${this.#what}`, next());
+    const end = performance.now() + deadlineMs;
+    for (;;) {
+      const line = this.#lines.shift();
+      if (line !== undefined) return line;
+      const more = new Promise<void>((resolve) => (this.#wake = resolve));
+      await within(Math.max(0, end - performance.now()), `a line of ${this.#what}`, more);
+    }
   }
 
   async ask(line: string, deadlineMs = COMMAND_MS): Promise<string> {

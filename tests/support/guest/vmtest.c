@@ -5,6 +5,7 @@
  *   vmtest draw FILE           draws random numbers until SIGTERM; then writes "NS HEX" for each draw
  *   vmtest reseed              lets the kernel's random generator take up what entropy it has; it then draws on that for seconds
  *   vmtest writer DIR          writes files in DIR, over and over, each to the disk, until SIGTERM; then prints the round it is in
+ *   vmtest call WORD...        one call on the agent socket; the words of its reply
  *   vmtest check DIR           "files=N wrong=W" for what a writer left
  */
 #define _GNU_SOURCE
@@ -16,6 +17,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -122,6 +125,27 @@ static int check(const char *dir)
 	return 0;
 }
 
+static int call(int count, char **words)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX, .sun_path = "/run/snowflock/agent.sock"};
+	char line[4096] = "", reply[70000];
+	size_t length = 0;
+	ssize_t n;
+	for (int i = 0; i < count; i++)
+		snprintf(line + strlen(line), sizeof line - strlen(line), "%s%s", words[i], i + 1 < count ? " " : "\n");
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (connect(fd, (struct sockaddr *)&addr, sizeof addr) < 0 || write(fd, line, strlen(line)) < 0) {
+		perror("agent socket");
+		return 1;
+	}
+	while (length < sizeof reply && (n = read(fd, reply + length, sizeof reply - length)) > 0) {
+		length += (size_t)n;
+		if (reply[length - 1] == '\n')
+			break;
+	}
+	return fwrite(reply, 1, length, stdout) == length && length > 0 ? 0 : 1;
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -131,6 +155,8 @@ int main(int argc, char **argv)
 		return draw(argv[2]);
 	if (!strcmp(what, "reseed"))
 		return reseed();
+	if (!strcmp(what, "call") && argc > 2)
+		return call(argc - 2, argv + 2);
 	if (!strcmp(what, "writer") && argc == 3)
 		return writer(argv[2]);
 	if (!strcmp(what, "check") && argc == 3)
