@@ -73,9 +73,13 @@ export class Guest {
     return this.run(['sh', '-c', script], options);
   }
 
-  /** The contents of a file, as soon as it is there. */
+  /** The contents of a file, as soon as it has any. */
   file(path: string, deadlineMs = COMMAND_MS): Promise<string> {
-    return eventually(deadlineMs, `${path} in VM ${this.name}`, () => this.run(['cat', path]));
+    return eventually(deadlineMs, `${path} in VM ${this.name}`, async () => {
+      const contents = await this.run(['cat', path]);
+      if (contents === '') throw new Error(`${path} is empty`);
+      return contents;
+    });
   }
 
   async put(path: string, contents: Buffer | string, mode = '755'): Promise<void> {
