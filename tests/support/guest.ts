@@ -105,6 +105,7 @@ export class GuestProgram implements AsyncDisposable {
   readonly #handle: ExecHandle;
   readonly #lines: string[] = [];
   #text = '';
+  #ended: string | undefined;
   #wake: () => void = () => undefined;
 
   constructor(
@@ -121,7 +122,11 @@ export class GuestProgram implements AsyncDisposable {
       });
     this.#handle = start({ stdin: this.#input, stdout: sink(), stderr: sink() });
     this.exited = this.#handle.exited;
-    this.exited.catch(() => undefined); // for whoever asks
+    const onEnd = (how: unknown): void => {
+      this.#ended = String(how);
+      this.#wake();
+    };
+    this.exited.then((status) => onEnd(`status ${status}`), onEnd);
   }
 
   /** The next line that it prints, on either stream. */
@@ -130,6 +135,8 @@ export class GuestProgram implements AsyncDisposable {
     for (;;) {
       const line = this.#lines.shift();
       if (line !== undefined) return line;
+      if (this.#ended !== undefined)
+        throw new Error(`${this.#what} ended with ${this.#ended}; no more lines`);
       const more = new Promise<void>((resolve) => (this.#wake = resolve));
       await within(Math.max(0, end - performance.now()), `a line of ${this.#what}`, more);
     }

@@ -98,9 +98,9 @@ export class TestLab {
     return records.filter((each) => each.clusterid === clusterid && each.status === 'running');
   }
 
-  /** Processes on host `k` whose command line holds all these words. */
+  /** Processes on host `k` whose name or command line holds all these words. */
   async pids(k: number, ...words: string[]): Promise<number[]> {
-    const { stdout } = await this.lab.exec(k, ['ps', '-eo', 'pid,netns,args']);
+    const { stdout } = await this.lab.exec(k, ['ps', '-ww', '-eo', 'pid,netns,comm,args']);
     const { stdout: inode } = await this.lab.exec(k, ['readlink', '/proc/self/ns/net']);
     const netns = /\d+/.exec(inode)?.[0] ?? '-';
     return stdout
@@ -110,6 +110,16 @@ export class TestLab {
         (fields) => fields[1] === netns && words.every((word) => fields.slice(2).join(' ').includes(word)),
       )
       .map((fields) => Number(fields[0]));
+  }
+
+  /** SIGKILL for the one process on host `k` whose command line holds all these words; answers its pid. */
+  async killOne(k: number, ...words: string[]): Promise<number> {
+    const pids = await this.pids(k, ...words);
+    if (pids.length !== 1)
+      throw new Error(`processes on host ${k} with '${words.join(' ')}': ${pids.join(', ')}`);
+    const [pid = Number.NaN] = pids;
+    process.kill(pid, 'SIGKILL');
+    return pid;
   }
 
   // ---- doing ------------------------------------------------------------------------------------------------------
