@@ -11,6 +11,7 @@ export class GuestProgram implements AsyncDisposable {
   readonly #handle: ExecHandle;
   readonly #lines: string[] = [];
   #waiting: ((line: string) => void) | null = null;
+  #ended: string | null = null;
   #text = '';
 
   private constructor(input: PassThrough, start: (out: Writable) => ExecHandle) {
@@ -22,7 +23,10 @@ export class GuestProgram implements AsyncDisposable {
       },
     });
     this.#handle = start(out);
-    this.#handle.exited.catch(() => undefined); // the next ask() times out and says so
+    this.#handle.exited.then(
+      (status) => this.#end(`it exited with ${status}`),
+      (error: unknown) => this.#end(String(error)),
+    );
   }
 
   static async start(client: ControlClient, vm: string, argv: readonly string[]): Promise<GuestProgram> {
@@ -50,6 +54,7 @@ export class GuestProgram implements AsyncDisposable {
     });
     if (line !== null) this.#input.write(`${line}\n`);
     this.#deliver();
+    if (this.#ended !== null && this.#lines.length === 0) this.#waiting?.(`error ${this.#ended}`);
     const text = await answer;
     if (text.startsWith('error')) throw new Error(`guest program: '${line ?? ''}': ${text}`);
     return text;
@@ -59,6 +64,12 @@ export class GuestProgram implements AsyncDisposable {
     this.#input.end();
     this.#handle.kill(9);
     await this.#handle.exited.catch(() => undefined); // it may have gone with its VM
+  }
+
+  /** Whoever waits for an answer is told that none will come. */
+  #end(reason: string): void {
+    this.#ended = reason;
+    this.#waiting?.(`error ${reason}`);
   }
 
   #onText(text: string): void {

@@ -222,7 +222,7 @@ export const ForkRecord = z.object({
   redeemMs: z.number(),
   holdMs: z.number(),
   pauseMs: z.number(),
-  saveMs: z.number(),
+  stopMs: z.number(),
   forkMs: z.number(),
   contMs: z.number(),
   presenceMs: z.number(),

@@ -248,7 +248,7 @@ export class MasterVm implements AsyncDisposable {
       redeemMs: fork.redeemedAtMs - fork.calledAtMs,
       holdMs: frozenAtMs - readyAtMs - timings.pauseMs,
       pauseMs: timings.pauseMs,
-      saveMs: timings.saveMs,
+      stopMs: timings.stopMs,
       forkMs: timings.forkMs,
       contMs: timings.contMs,
       presenceMs: servedAtMs - frozenAtMs,
