@@ -4,7 +4,7 @@
 //
 //   open ──hold(forkId)──▶ held (frames queue) ──release()──▶ open
 //
-// A guest that breaks the framing loses its channel, nothing else.
+// A guest that breaks the framing loses its channel, nothing else; one that does not read is not read either.
 
 import { EventEmitter } from 'node:events';
 import type { Socket } from 'node:net';
@@ -16,12 +16,15 @@ import {
   type GuestFrame,
   type GuestIdentity,
   SnowflockError,
+  toSnowflockError,
 } from '@snowflock/protocol';
 import { connectUnix } from './unix-socket.ts';
 import { within } from './deadline.ts';
 
 /** Frames queued while a fork holds the channel; a fork lasts some ten ms. */
 const HELD_FRAMES_MAX = 4096;
+/** While a guest leaves this much unread, nothing more is taken from it: it bounds the answers that pile up for it. */
+const UNREAD_MAX_BYTES = 1 << 20;
 
 interface AgentEvents {
   frame: [GuestFrame];
@@ -33,6 +36,7 @@ export class AgentLink extends EventEmitter<AgentEvents> {
   readonly #decoder = new GuestFrameDecoder();
   readonly #awaited = new Map<string, () => void>();
   #held: Buffer[] | null = null;
+  #closeReason = 'the VM ended';
   #closed = false;
 
   private constructor(socket: Socket) {
@@ -40,6 +44,7 @@ export class AgentLink extends EventEmitter<AgentEvents> {
     this.#socket = socket;
     socket.on('data', (chunk: Buffer) => this.#onData(chunk));
     socket.on('error', () => socket.destroy());
+    socket.on('drain', () => socket.resume());
     socket.on('close', () => {
       this.#closed = true;
       this.emit('close');
@@ -55,6 +60,11 @@ export class AgentLink extends EventEmitter<AgentEvents> {
 
   get closed(): boolean {
     return this.#closed;
+  }
+
+  /** Why it is closed. */
+  get closeReason(): string {
+    return this.#closeReason;
   }
 
   send(frame: { type: GuestFrameType; id: number; payload?: Buffer | string }): void {
@@ -108,7 +118,7 @@ export class AgentLink extends EventEmitter<AgentEvents> {
     const key = `${type}:${id}`;
     const onClose = Promise.withResolvers<never>();
     const closed = (): void =>
-      onClose.reject(new SnowflockError('vm-failed', `the VM ended while waiting for ${what}`));
+      onClose.reject(new SnowflockError('vm-failed', `${this.#closeReason} while waiting for ${what}`));
     const arrived = new Promise<void>((resolve) => this.#awaited.set(key, resolve));
     this.once('close', closed);
     try {
@@ -124,7 +134,8 @@ export class AgentLink extends EventEmitter<AgentEvents> {
     try {
       frames = this.#decoder.push(chunk);
     } catch (error) {
-      this.#socket.destroy(error instanceof Error ? error : undefined);
+      this.#closeReason = `the guest broke the rules of its channel (${toSnowflockError(error).message})`;
+      this.#socket.destroy();
       return;
     }
     for (const frame of frames) {
@@ -132,5 +143,6 @@ export class AgentLink extends EventEmitter<AgentEvents> {
       if (waiter) waiter();
       this.emit('frame', frame);
     }
+    if (this.#socket.writableLength > UNREAD_MAX_BYTES) this.#socket.pause();
   }
 }

@@ -74,9 +74,30 @@ it('tells a waiter that the VM has ended', async () => {
   await expect(waiting).rejects.toThrow(/ended/);
 });
 
-it('closes on a guest that breaks the framing, and says nothing more', async () => {
+it('closes on a guest that breaks the framing, and says why from then on', async () => {
   const closed = new Promise<void>((resolve) => link.once('close', resolve));
+  const waiting = link.identified(3, 5000);
   guest.write(Buffer.alloc(64, 0xff));
+  await expect(waiting).rejects.toThrow(/broke the rules of its channel .*guest frame/);
   await closed;
   expect(link.closed).toBe(true);
+  expect(link.closeReason).toMatch(/broke the rules/);
+});
+
+it('takes nothing more from a guest that leaves its answers unread, until it reads them', async () => {
+  let calls = 0;
+  link.on('frame', (frame) => {
+    calls++;
+    link.reply(frame.id, 'x'.repeat(60_000));
+  });
+  guest.pause();
+  const call = encodeGuestFrame({ type: GuestFrameType.call, id: 1, payload: 'list_tickets' });
+  for (let i = 0; i < 20_000; i++) guest.write(call);
+  await sleep(100);
+  const before = calls;
+  await sleep(50);
+  expect(calls).toBe(before);
+  expect(calls).toBeLessThan(10_000);
+  guest.resume();
+  await until(() => calls > before);
 });

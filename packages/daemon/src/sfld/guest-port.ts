@@ -29,13 +29,17 @@ export class GuestPort {
     options.link.once('close', () => {
       for (const pending of this.#pending.values()) pending.abort();
       this.exec.closeAll();
-      this.#ready.reject(new SnowflockError('vm-failed', 'the VM ended'));
+      this.#ready.reject(this.#closed());
     });
   }
 
-  /** Resolves once the guest's agent has its identity: commands may be run. */
+  /** Resolves once the guest's agent has its identity: commands may be run. Rejects when there is no channel any more. */
   get ready(): Promise<void> {
-    return this.#ready.promise;
+    return this.link.closed ? Promise.reject(this.#closed()) : this.#ready.promise;
+  }
+
+  #closed(): SnowflockError {
+    return new SnowflockError('vm-failed', `the guest cannot be reached: ${this.link.closeReason}`);
   }
 
   #onFrame(frame: GuestFrame): void {
