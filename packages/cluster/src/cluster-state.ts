@@ -34,7 +34,7 @@ export type Command =
     }
   | { readonly type: 'tick'; readonly nowMs: number }
   | { readonly type: 'seed'; readonly shape: VmShape }
-  | { readonly type: 'master-started'; readonly clusterid: number }
+  | { readonly type: 'master-started'; readonly clusterid: number; readonly diskBytes: number }
   | { readonly type: 'master-failed'; readonly clusterid: number; readonly reason: string }
   | {
       readonly type: 'request-ticket';
@@ -79,7 +79,7 @@ export function apply(system: SystemData, command: Command, chance: Chance): Eff
     case 'seed':
       return seed(system, command.shape, chance);
     case 'master-started':
-      return masterStarted(system, command.clusterid);
+      return masterStarted(system, command);
     case 'master-failed':
       return masterFailed(system, command, chance);
     case 'request-ticket':

@@ -22,6 +22,7 @@ export type Effect =
       readonly ticket: string;
       readonly host: string;
       readonly shape: VmShape;
+      readonly diskBytes: number;
       readonly clones: readonly { readonly vmid: number; readonly vcpus: number }[];
     }
   | { readonly type: 'granted'; readonly requestId: string; readonly grant: TicketGrant }

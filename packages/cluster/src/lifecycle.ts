@@ -83,6 +83,7 @@ export function seed(system: SystemData, shape: VmShape, { random }: Chance): Ef
   system.clusters[clusterid] = {
     clusterid,
     shape,
+    diskBytes: 0,
     nextVmid: 1,
     closing: false,
     vms: { 0: vm },
@@ -106,8 +107,13 @@ function noRoomFor(system: SystemData, { vcpus, memoryMib }: VmShape): string {
   return `no host has room for ${wanted} at the moment; sfstate shows what is free`;
 }
 
-export function masterStarted(system: SystemData, clusterid: number): Effect[] {
-  const vm = masterVmOf(findCluster(system, clusterid));
+export function masterStarted(
+  system: SystemData,
+  { clusterid, diskBytes }: { clusterid: number; diskBytes: number },
+): Effect[] {
+  const cluster = findCluster(system, clusterid);
+  cluster.diskBytes = diskBytes;
+  const vm = masterVmOf(cluster);
   if (vm.status === 'preparing') vm.status = 'running';
   return [];
 }

@@ -157,6 +157,7 @@ function grant(
       ticket,
       host,
       shape,
+      diskBytes: cluster.diskBytes,
       clones,
     })),
   ];

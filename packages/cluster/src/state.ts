@@ -66,6 +66,8 @@ export interface PastTicket {
 export interface Cluster {
   readonly clusterid: number;
   readonly shape: VmShape;
+  /** Size of the master VM's disk; 0 until it is started, and without a disk. */
+  diskBytes: number;
   nextVmid: number;
   /** Shutting down: no new tickets; forgotten when the last host has confirmed. */
   closing: boolean;

@@ -78,7 +78,7 @@ export class World {
     });
     const start = effects.find((effect) => effect.type === 'start-master');
     if (!start) throw new Error('no master VM was started');
-    this.do({ type: 'master-started', clusterid: start.clusterid });
+    this.do({ type: 'master-started', clusterid: start.clusterid, diskBytes: 0 });
     return start.clusterid;
   }
 

@@ -57,7 +57,7 @@ export class FakeHost implements AsyncDisposable {
           const { clusterid } = parseInput(StartMaster, request.body);
           if (this.behaviour.failMaster) throw new SnowflockError('no-such-image', this.behaviour.failMaster);
           this.masters.add(clusterid);
-          return { ip: '10.0.0.1' };
+          return { diskBytes: 64 << 20 };
         });
         app.post('/v1/sources', (request, reply) => {
           const { ticket, clusterid } = parseInput(PrepareSource, request.body);

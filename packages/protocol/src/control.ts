@@ -61,6 +61,10 @@ export type SeedReply = z.infer<typeof SeedReply>;
 export const StartMaster = z.object({ clusterid, shape: VmShape });
 export type StartMaster = z.infer<typeof StartMaster>;
 
+/** Answer to StartMaster: the VM boots. Its disk's size, as the guest sees it, is what clones elsewhere are prepared with; 0: none. */
+export const MasterStarted = z.object({ diskBytes: z.number().int().min(0) });
+export type MasterStarted = z.infer<typeof MasterStarted>;
+
 // ---- tickets ------------------------------------------------------------------------------------------------------
 
 /** POST sfmd /v1/clusters/:clusterid/tickets (manual section 5, request_clone_ticket). */
@@ -140,6 +144,8 @@ export const PrepareClones = z.object({
   clusterid,
   ticket: ticketId,
   shape: VmShape,
+  /** As MasterStarted told; the disk itself is fetched from the parent, a clone's host needs no image. */
+  diskBytes: z.number().int().min(0),
   clones: z.array(z.object({ vmid: vmid.min(1), vcpus: z.int().min(1).max(VCPUS_MAX) })).min(1),
 });
 export type PrepareClones = z.infer<typeof PrepareClones>;

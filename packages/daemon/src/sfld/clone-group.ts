@@ -18,7 +18,6 @@ import {
   type VmEnded,
 } from '@snowflock/protocol';
 import { cleanupMount, MemtapProcess, type MemtapStats } from '@snowflock/replication';
-import { bootSource } from './boot-source.ts';
 import { CloneVm } from './clone-vm.ts';
 import { ticketDirectory, type HostContext } from './context.ts';
 
@@ -107,10 +106,9 @@ export class CloneGroup implements AsyncDisposable {
 
   async #prepare(): Promise<void> {
     const network = await this.#context.networks.acquire(this.clusterid);
-    const { shape, clones } = this.#request;
+    const { shape, clones, diskBytes } = this.#request;
     const mount = join(this.#directory, 'm');
     await mkdir(mount, { recursive: true, mode: 0o700 });
-    const diskBytes = (await bootSource(shape)).disk?.sizeBytes ?? 0;
     const [memtap] = await Promise.all([
       MemtapProcess.start({
         controlPath: join(this.#directory, 'ctl'),

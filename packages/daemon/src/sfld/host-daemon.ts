@@ -5,7 +5,6 @@
 
 import {
   formatVmRef,
-  guestIp,
   NoReply,
   SnowflockError,
   type CloneRecord,
@@ -13,6 +12,7 @@ import {
   type ForkRecord,
   type HostState,
   type LaunchReply,
+  type MasterStarted,
   type PrepareClones,
   type PrepareSource,
   type StartMaster,
@@ -49,10 +49,11 @@ export class HostDaemon implements AsyncDisposable {
     this.context = context;
   }
 
-  async startMaster({ clusterid, shape }: StartMaster): Promise<{ ip: string }> {
+  async startMaster({ clusterid, shape }: StartMaster): Promise<MasterStarted> {
     if (this.#masters.has(clusterid) || this.#starting.has(clusterid))
       throw new SnowflockError('bad-request', `cluster ${clusterid} has a master VM on this host already`);
     this.#starting.add(clusterid);
+    let started: MasterStarted;
     try {
       const master = await MasterVm.start(this.context, {
         ref: { clusterid, vmid: 0 },
@@ -61,11 +62,12 @@ export class HostDaemon implements AsyncDisposable {
         onFork: (record) => keep(this.#forks, record, FORK_RECORDS_MAX),
       });
       this.#masters.set(clusterid, master);
+      started = { diskBytes: master.diskBytes };
       void master.ended.then((end) => this.#onMasterEnd(master, end.exitCode === 0, end.reason));
     } finally {
       this.#starting.delete(clusterid);
     }
-    return { ip: guestIp(0) };
+    return started;
   }
 
   async prepareSource({ clusterid, ticket }: PrepareSource): Promise<void> {

@@ -138,6 +138,11 @@ export class MasterVm implements AsyncDisposable {
     return this.#parts.qemu.pid;
   }
 
+  /** As the guest sees it; 0 without a disk. */
+  get diskBytes(): number {
+    return this.#parts.diskBytes;
+  }
+
   get consolePath(): string {
     return this.#parts.qemu.spec.paths.console;
   }

@@ -7,6 +7,7 @@ import {
   ControlClient,
   NoReply,
   SnowflockError,
+  MasterStarted,
   type PrepareClones,
   type PrepareSource,
   type StartMaster,
@@ -27,7 +28,7 @@ export interface HostAddress {
 }
 
 export interface Hosts extends Disposable {
-  startMaster(at: HostAddress, body: StartMaster, signal: AbortSignal): Promise<void>;
+  startMaster(at: HostAddress, body: StartMaster, signal: AbortSignal): Promise<MasterStarted>;
   prepareSource(at: HostAddress, body: PrepareSource, signal: AbortSignal): Promise<void>;
   prepareClones(at: HostAddress, body: PrepareClones, signal: AbortSignal): Promise<void>;
   /** Of a ticket, or with null of the whole cluster. Idempotent. */
@@ -42,18 +43,22 @@ export class HostClients implements Hosts {
   readonly #tls: TlsIdentity;
   readonly #clients = new Map<string, { readonly at: HostAddress; readonly client: ControlClient }>();
   /** Preparations under way, by host and cluster. */
-  readonly #building = new Map<string, Set<Promise<void>>>();
+  readonly #building = new Map<string, Set<Promise<unknown>>>();
 
   constructor(tls: TlsIdentity) {
     this.#tls = tls;
   }
 
-  startMaster(at: HostAddress, body: StartMaster, signal: AbortSignal): Promise<void> {
-    return this.#build(
-      at,
-      body.clusterid,
-      this.#post(at, '/v1/vms', body, { timeoutMs: START_MASTER_TIMEOUT_MS, signal }),
-    );
+  startMaster(at: HostAddress, body: StartMaster, signal: AbortSignal): Promise<MasterStarted> {
+    const started = this.#client(at).request({
+      method: 'POST',
+      path: '/v1/vms',
+      body,
+      reply: MasterStarted,
+      timeoutMs: START_MASTER_TIMEOUT_MS,
+      signal,
+    });
+    return this.#build(at, body.clusterid, started);
   }
 
   prepareSource(at: HostAddress, body: PrepareSource, signal: AbortSignal): Promise<void> {
@@ -102,12 +107,12 @@ export class HostClients implements Hosts {
     return this.#client(at).request({ method: 'POST', path, body, reply: NoReply, ...limits });
   }
 
-  async #build(at: HostAddress, clusterid: number, work: Promise<void>): Promise<void> {
+  async #build<T>(at: HostAddress, clusterid: number, work: Promise<T>): Promise<T> {
     const key = `${at.host}/${clusterid}`;
-    const under = this.#building.get(key) ?? new Set<Promise<void>>();
+    const under = this.#building.get(key) ?? new Set<Promise<unknown>>();
     this.#building.set(key, under.add(work));
     try {
-      await work;
+      return await work;
     } finally {
       under.delete(work);
       if (under.size === 0) this.#building.delete(key);

@@ -14,6 +14,7 @@ import {
   type HostReport,
   type HostReportReply,
   type LaunchReport,
+  type MasterStarted,
   type RedeemReply,
   type SeedReply,
   type TicketGrant,
@@ -118,8 +119,13 @@ export class MasterDaemon implements Disposable {
     const start = this.#apply({ type: 'seed', shape }).find((effect) => effect.type === 'start-master');
     if (!start) throw new Error('seeding yielded no master VM');
     const { clusterid, host } = start;
+    let started: MasterStarted;
     try {
-      await this.#options.hosts.startMaster(this.#address(host), { clusterid, shape }, this.#closing.signal);
+      started = await this.#options.hosts.startMaster(
+        this.#address(host),
+        { clusterid, shape },
+        this.#closing.signal,
+      );
       if (signal.aborted) throw abortError(signal);
     } catch (thrown) {
       const { code, message } = toSnowflockError(thrown);
@@ -130,7 +136,7 @@ export class MasterDaemon implements Disposable {
         cause: thrown,
       });
     }
-    if (this.system.clusters[clusterid]) this.#apply({ type: 'master-started', clusterid });
+    if (this.system.clusters[clusterid]) this.#apply({ type: 'master-started', clusterid, ...started });
     return { clusterid, vmid: 0, host, ip: guestIp(0) };
   }
 

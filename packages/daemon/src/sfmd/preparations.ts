@@ -43,7 +43,7 @@ async function callHost(
   if (effect.type === 'prepare-source') return hosts.prepareSource(at, { clusterid, ticket }, closing);
   return hosts.prepareClones(
     at,
-    { clusterid, ticket, shape: effect.shape, clones: [...effect.clones] },
+    { clusterid, ticket, shape: effect.shape, diskBytes: effect.diskBytes, clones: [...effect.clones] },
     closing,
   );
 }
