@@ -38,7 +38,7 @@ interface Rounds {
 }
 
 const FULL: Rounds = { forks: 20, gaps: 10, boots: 3, suspends: 5, templates: 10, faultPages: 16384 };
-const QUICK: Rounds = { forks: 6, gaps: 3, boots: 1, suspends: 2, templates: 3, faultPages: 8192 };
+const QUICK: Rounds = { forks: 5, gaps: 2, boots: 1, suspends: 1, templates: 2, faultPages: 4096 };
 
 export async function benchFork(options: { quick: boolean; signal: AbortSignal }): Promise<BenchResult> {
   const { quick, signal } = options;
