@@ -14,15 +14,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #define TEXT_MAX 4096u
 #define IDENTITY_FILE "/run/snowflock/identity"
+#define IDENTITY_FILE_BYTES 512
 
 static struct identity current = {.clusterid = -1, .vmid = -1};
-static int random_fd = -1, file_fd = -1;
+static int random_fd = -1;
+static char *file_map; /* of IDENTITY_FILE; NULL without it */
 
 void identity_open(void)
 {
@@ -31,7 +34,16 @@ void identity_open(void)
 	random_fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
 	network_open();
 	mkdir("/run/snowflock", 0755);
-	file_fd = open(IDENTITY_FILE, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+	int fd = open(IDENTITY_FILE, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+	void *map = MAP_FAILED;
+	if (fd >= 0 && ftruncate(fd, IDENTITY_FILE_BYTES) == 0)
+		map = mmap(NULL, IDENTITY_FILE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED)
+		say("%s: %s", IDENTITY_FILE, strerror(errno));
+	else
+		file_map = map;
+	if (fd >= 0)
+		close(fd);
 }
 
 bool identity_known(long *clusterid, long *vmid)
@@ -157,16 +169,19 @@ static void set_clock(const struct identity *id)
 		say("cannot set the clock: %s", strerror(errno));
 }
 
+/* The file is mapped, always of the same length and filled up with newlines: changing it is a copy, not a walk through a file system. */
 static void write_identity(const struct identity *id)
 {
-	char text[512], ip[INET_ADDRSTRLEN] = "";
+	char text[IDENTITY_FILE_BYTES], ip[INET_ADDRSTRLEN] = "";
+	if (!file_map)
+		return;
 	inet_ntop(AF_INET, &id->ip, ip, sizeof ip);
 	int n = snprintf(text, sizeof text,
 			 "clusterid=%ld\nvmid=%ld\nnclones=%ld\nhostname=%s\nip=%s\nprefix=%u\nmac=%02x:%02x:%02x:%02x:%02x:%02x\nmtu=%d\n",
 			 id->clusterid, id->vmid, id->nclones, id->hostname, ip, id->prefix, id->mac[0], id->mac[1], id->mac[2],
 			 id->mac[3], id->mac[4], id->mac[5], id->mtu);
-	if (file_fd < 0 || ftruncate(file_fd, 0) < 0 || pwrite(file_fd, text, (size_t)n, 0) != n)
-		say("%s: %s", IDENTITY_FILE, strerror(errno));
+	memset(text + n, '\n', sizeof text - (size_t)n);
+	memcpy(file_map, text, sizeof text);
 }
 
 /* The generator first: nothing that draws from it may run before. */

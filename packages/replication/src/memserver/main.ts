@@ -13,6 +13,7 @@ import { z } from 'zod';
 import { SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
 import { ControlServer } from '../control/control-server.ts';
 import { watchOrphan } from '../orphan-watch.ts';
+import { rehearseFork } from '../rehearsal.ts';
 import { MemserverControl } from './memserver-control.ts';
 import { LeaseServer } from './lease.ts';
 import { PageServer } from './page-server.ts';
@@ -90,6 +91,7 @@ async function main(): Promise<void> {
       stop();
     },
   });
+  rehearseFork();
   process.stdout.write(`${JSON.stringify({ ready: true, port })}\n`);
 }
 

@@ -15,6 +15,7 @@ import { z } from 'zod';
 import { PAGE_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
 import { ControlServer } from '../control/control-server.ts';
 import { watchOrphan } from '../orphan-watch.ts';
+import { rehearseFork } from '../rehearsal.ts';
 import { MemtapControl } from './memtap-control.ts';
 import { MemtapMount } from './memtap-mount.ts';
 
@@ -119,6 +120,7 @@ async function main(): Promise<void> {
       stop(0);
     },
   });
+  rehearseFork();
   process.stdout.write(`${JSON.stringify({ ready: true })}\n`);
 }
 

@@ -17,9 +17,11 @@ const LOG_TAIL_BYTES = 2000;
 /**
  * A memserver's and a memtap's most important moment is their first: a fork. As they come, optimising compilers and a full
  * garbage collection run just then, on other threads but on the same CPUs that the clone needs (measured: half of all CPU
- * time of both). So: compile when something has really run often, and no collection before there is much garbage.
+ * time of both). So: parse everything at the start, optimise
+ * what has really run often, and collect nothing before there is much garbage.
  */
 const V8_FLAGS = [
+  '--no-lazy',
   '--invocation-count-for-maglev=20000',
   '--invocation-count-for-maglev-osr=5000',
   '--invocation-count-for-turbofan=100000',
