@@ -10,6 +10,7 @@ import { GuestProgram } from './guest-program.ts';
 const REQUEST_TIMEOUT_MS = 120_000;
 /** Grants start processes in the background; a user's program has its ticket some time before it forks, too. */
 const PRESTART_MS = 1_500;
+const UNOBSERVED_MS = 400;
 
 export interface ForkSample {
   readonly fork: ForkRecord;
@@ -27,6 +28,7 @@ async function get<T>(lab: Lab, k: number, path: string, reply: z.ZodType<T>): P
 }
 
 async function cloneRecord(lab: Lab, ticket: string): Promise<CloneRecord> {
+  await sleep(UNOBSERVED_MS); // asking costs CPU time, of which the clone has need until it has answered
   for (let attempt = 0; attempt < 200; attempt++) {
     for (const host of lab.hosts) {
       const record = (await get(lab, host.k, '/v1/clones', z.array(CloneRecord))).find(
