@@ -16,6 +16,9 @@ import {
   type VmRef,
 } from '@snowflock/protocol';
 
+/** What sfmd answers from what it knows. */
+const ANSWER_TIMEOUT_MS = 10_000;
+/** What it first has hosts do. */
 const CALL_TIMEOUT_MS = 30_000;
 /** Blocking calls wait for other users' resources or for computations: days. */
 const BLOCKING_TIMEOUT_MS = 7 * 24 * 3600 * 1000;
@@ -83,12 +86,14 @@ export class GuestCalls {
           path: `${cluster}/tickets`,
           reply: TicketList,
           signal,
+          timeoutMs: ANSWER_TIMEOUT_MS,
         });
         return ['ok', 'unused', ...list.unused, 'outstanding', ...list.outstanding].join(' ');
       }
       case 'read_ticket_info': {
         const path = `${cluster}/tickets/${ticketWord(words[0])}`;
-        const info = await this.#ask({ method: 'GET', path, reply: TicketInfo, signal });
+        const timeoutMs = ANSWER_TIMEOUT_MS;
+        const info = await this.#ask({ method: 'GET', path, reply: TicketInfo, signal, timeoutMs });
         return ['ok', info.ticket, ...info.clones.map((clone) => `${clone.vmid}:${clone.processors}`)].join(
           ' ',
         );
@@ -157,7 +162,7 @@ export class GuestCalls {
       body: parsed.data,
       reply: TicketGrant,
       signal,
-      timeoutMs: BLOCKING_TIMEOUT_MS,
+      timeoutMs: parsed.data.block ? BLOCKING_TIMEOUT_MS : ANSWER_TIMEOUT_MS,
     });
     return `ok ${grant.allowed} ${grant.ticket ?? '-'}`;
   }

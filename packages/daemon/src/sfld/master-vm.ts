@@ -300,19 +300,20 @@ export class MasterVm implements AsyncDisposable {
     const replies = [...byHost].map(async ([host, placed]): Promise<LaunchReply['clones']> => {
       const first = placed[0];
       if (!first) return [];
+      const { peers } = this.#context;
+      const down = peers.downSignal(host);
       try {
-        const reply = await this.#context.peers
-          .client({ host, address: first.address, port: first.sfldPort })
-          .request({
-            method: 'POST',
-            path: `/v1/tickets/${ticket}/launch`,
-            body: descriptor,
-            reply: LaunchReply,
-            timeoutMs: LAUNCH_TIMEOUT_MS,
-          });
+        const reply = await peers.client({ host, address: first.address, port: first.sfldPort }).request({
+          method: 'POST',
+          path: `/v1/tickets/${ticket}/launch`,
+          body: descriptor,
+          reply: LaunchReply,
+          timeoutMs: LAUNCH_TIMEOUT_MS,
+          signal: down,
+        });
         return reply.clones;
       } catch (thrown) {
-        const reason = `host ${host}: ${toSnowflockError(thrown).message}`;
+        const reason = `host ${host}: ${toSnowflockError(down.aborted ? down.reason : thrown).message}`;
         this.#context.log.warn({ ticket, host, reason }, 'launch failed');
         return placed.map(({ vmid }) => ({ vmid, ok: false, reason }));
       }

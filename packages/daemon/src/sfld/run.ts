@@ -121,6 +121,7 @@ async function reportLoop(
       });
       if (reachable !== true) context.log.info('sfmd knows this host');
       reachable = true;
+      context.peers.setHosts(reply.hosts);
       await context.networks.setPeers(reply.hosts.map((host) => host.address));
     } catch (error) {
       if (reachable !== false && !options.signal.aborted)

@@ -3,7 +3,7 @@
 import { randomUUID } from 'node:crypto';
 import type { SnowflockError, TicketGrant, TicketRequest } from '@snowflock/protocol';
 import type { Command } from '@snowflock/cluster';
-import { abortError, undoUnlessDelivered } from './waiters.ts';
+import { abortError, stillThere, undoUnlessDelivered } from './waiters.ts';
 
 export interface TicketRequestPorts {
   readonly apply: (command: Command) => void;
@@ -25,6 +25,7 @@ export class TicketRequests {
     signal: AbortSignal;
   }): Promise<TicketGrant> {
     const { clusterid, request, signal } = options;
+    await stillThere(signal);
     const requestId = randomUUID();
     const answer = Promise.withResolvers<TicketGrant>();
     const onAbort = (): void => {

@@ -1,5 +1,6 @@
 // Waiting for the state to become something, with a deadline and a caller who may go away.
 
+import { setImmediate } from 'node:timers/promises';
 import { SnowflockError } from '@snowflock/protocol';
 
 export interface UntilOptions {
@@ -47,4 +48,13 @@ export function abortError(signal: AbortSignal | undefined): SnowflockError {
 export function undoUnlessDelivered(signal: AbortSignal, undo: () => void): void {
   if (signal.aborted) undo();
   else signal.addEventListener('abort', undo, { once: true });
+}
+
+/** Turns of the event loop between a request and the end of its connection when both were there; measured: 3. */
+const END_SEEN_TURNS = 6;
+
+/** Throws when the caller has left already: both its request and its end may have waited for this daemon to run again. */
+export async function stillThere(signal: AbortSignal): Promise<void> {
+  for (let turn = 0; turn < END_SEEN_TURNS && !signal.aborted; turn++) await setImmediate();
+  if (signal.aborted) throw abortError(signal);
 }
