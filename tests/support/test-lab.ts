@@ -124,18 +124,24 @@ export class TestLab {
 
   // ---- doing ------------------------------------------------------------------------------------------------------
 
-  /** A booted master VM of a new cluster. */
-  async seed(shape: VmShape = MICRO): Promise<Guest> {
-    const reply = await this.lab.client(1).request({
-      method: 'POST',
-      path: '/v1/master/clusters',
-      body: shape,
-      reply: SeedReply,
-      timeoutMs: BOOT_MS,
-    });
-    const guest = new Guest(() => this.lab.client(1), reply);
-    await guest.run(['true'], { deadlineMs: BOOT_MS });
-    return guest;
+  /** A booted master VM of a new cluster; on host `on`, if given. */
+  async seed(shape: VmShape = MICRO, { on }: { readonly on?: number } = {}): Promise<Guest> {
+    for (;;) {
+      const reply = await this.lab.client(1).request({
+        method: 'POST',
+        path: '/v1/master/clusters',
+        body: shape,
+        reply: SeedReply,
+        timeoutMs: BOOT_MS,
+      });
+      if (on !== undefined && reply.host !== this.lab.hosts[on - 1]?.name) {
+        await this.shutdown(reply.clusterid); // sfmd chooses at random
+        continue;
+      }
+      const guest = new Guest(() => this.lab.client(1), reply);
+      await guest.run(['true'], { deadlineMs: BOOT_MS });
+      return guest;
+    }
   }
 
   /** `sfclone COUNT` in the master VM; answers when all that were granted run and have said so. */
