@@ -1,8 +1,7 @@
 // qcow2 overlays, made by qemu-img.
 
 import { execFile } from 'node:child_process';
-import { closeSync, openSync, readSync } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { open, stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { SnowflockError } from '@snowflock/protocol';
 import { z } from 'zod';
@@ -10,6 +9,7 @@ import { z } from 'zod';
 const run = promisify(execFile);
 const QEMU_IMG_TIMEOUT_MS = 20_000;
 const QCOW2_MAGIC = 0x514649fb;
+const SECTOR_BYTES = 512;
 
 async function qemuImg(args: string[]): Promise<string> {
   try {
@@ -53,21 +53,30 @@ export interface DiskInfo {
 
 /** Format by magic, never by QEMU's probing: a raw disk's content is the guest's, and may pretend to be another format. */
 export async function diskInfo(path: string): Promise<DiskInfo> {
-  const head = Buffer.alloc(4);
-  let format: 'raw' | 'qcow2';
-  try {
-    const fd = openSync(path, 'r');
-    try {
-      format = readSync(fd, head, 0, 4, 0) === 4 && head.readUInt32BE(0) === QCOW2_MAGIC ? 'qcow2' : 'raw';
-    } finally {
-      closeSync(fd);
-    }
-    if (format === 'raw') return { format, sizeBytes: (await stat(path)).size };
-  } catch (error) {
-    throw new SnowflockError('no-such-image', `disk image ${path} cannot be read: ${String(error)}`, {
-      cause: error,
-    });
+  const refuse = (why: string, cause?: unknown): never => {
+    throw new SnowflockError('no-such-image', `disk image ${path} ${why}`, { cause });
+  };
+  const unreadable = (error: Error): never => refuse(`cannot be read: ${error.message}`, error);
+  // Looked at before it is opened: opening a pipe would wait for its writer.
+  const found = await stat(path).catch(unreadable);
+  if (!found.isFile()) return refuse('is not a file');
+  if (!(await isQcow2(path).catch(unreadable))) {
+    const sizeBytes = found.size;
+    if (sizeBytes === 0 || sizeBytes % SECTOR_BYTES !== 0)
+      return refuse(`is no disk: ${sizeBytes} bytes, not whole sectors of ${SECTOR_BYTES}`);
+    return { format: 'raw', sizeBytes };
   }
-  const info: unknown = JSON.parse(await qemuImg(['info', '-U', '--output=json', '-f', format, path]));
-  return { format, sizeBytes: z.object({ 'virtual-size': z.number() }).parse(info)['virtual-size'] };
+  const info: unknown = JSON.parse(await qemuImg(['info', '-U', '--output=json', '-f', 'qcow2', path]));
+  return { format: 'qcow2', sizeBytes: z.object({ 'virtual-size': z.number() }).parse(info)['virtual-size'] };
+}
+
+async function isQcow2(path: string): Promise<boolean> {
+  const file = await open(path);
+  try {
+    const head = Buffer.alloc(4);
+    const { bytesRead } = await file.read(head, 0, head.length, 0);
+    return bytesRead === head.length && head.readUInt32BE(0) === QCOW2_MAGIC;
+  } finally {
+    await file.close();
+  }
 }
