@@ -31,6 +31,7 @@ export async function loadDeviceState(vm: QemuProcess, deviceState: Buffer): Pro
     vm.qmp.on('event', onEvent);
     void vm.ended.then((end) => reject(new SnowflockError('vm-failed', end.reason)));
   });
+  loaded.catch(() => undefined); // awaited below, unless the VM ends before it can be connected to
   const socket = await connectUnix(vm.spec.paths.incoming, {
     timeoutMs: LOAD_TIMEOUT_MS,
     gone: vm.ended,

@@ -169,6 +169,16 @@ describe.each(accels)('fork under %s', (accel) => {
     }
   });
 
+  it('says that a clone ended before it was given its device state, to who gives it', async () => {
+    const ramFile = join(directory, 'ram');
+    await writeFile(ramFile, Buffer.alloc(MEMORY_MIB << 20));
+    const clone = await QemuProcess.start(spec('clone', ramFile), { forkShim });
+    await expectDeviceState(clone);
+    await clone.kill();
+    await expect(loadDeviceState(clone, Buffer.alloc(100))).rejects.toThrow(/ended/);
+    await sleep(20); // time for a rejection that nobody handles, which fails the run
+  });
+
   it('says why a VM ended', async () => {
     const vm = await QemuProcess.start(spec('parent'), { forkShim });
     process.kill(vm.pid, 'SIGKILL');

@@ -69,6 +69,7 @@ export class CloneGroup implements AsyncDisposable {
       presence: descriptor.presence,
       prefetch: descriptor.header.prefetch,
     });
+    attached.catch(() => undefined); // every clone that is launched reports it; there may be none any more
     const results = this.#request.clones.map(async ({ vmid }) => {
       const clone = this.clones.get(vmid);
       if (!clone) return { vmid, ok: false, reason: this.#failures.get(vmid) ?? 'it was never prepared' };
@@ -138,9 +139,9 @@ export class CloneGroup implements AsyncDisposable {
             network,
           });
           this.clones.set(vmid, clone);
-          void clone.ended.then((end) =>
-            this.#onEnd(clone, end.exitCode === 0 ? 'powered-off' : 'lost', end.reason),
-          );
+          clone.ended
+            .then((end) => this.#onEnd(clone, end.exitCode === 0 ? 'powered-off' : 'lost', end.reason))
+            .catch(this.#logFailure(clone));
         } catch (thrown) {
           this.#failures.set(vmid, toSnowflockError(thrown).message);
         }
@@ -156,7 +157,7 @@ export class CloneGroup implements AsyncDisposable {
       { clusterid: this.clusterid, ticket: this.ticket, reason },
       'source lost; its clones end',
     );
-    for (const clone of this.clones.values()) void clone[Symbol.asyncDispose]();
+    for (const clone of this.clones.values()) clone[Symbol.asyncDispose]().catch(this.#logFailure(clone));
   }
 
   /** A clone ended by itself, by ic_exit, or with its source: frees what it held here and tells sfmd. */
@@ -165,7 +166,7 @@ export class CloneGroup implements AsyncDisposable {
     if (this.#disposed || !this.clones.has(clone.ref.vmid)) return;
     if (!launched) {
       // Not redeemed yet, or launch() reports it.
-      this.#failures.set(clone.ref.vmid, reason);
+      this.#failures.set(clone.ref.vmid, this.#sourceLost ?? reason);
       if (clone.status === 'preparing') await this.#remove(clone);
       return;
     }
@@ -188,6 +189,12 @@ export class CloneGroup implements AsyncDisposable {
         'sfmd could not be told of the end of a clone',
       );
     }
+  }
+
+  /** For what nobody waits for: what stays behind goes with the cluster, or with the next start of sfld. */
+  #logFailure(clone: CloneVm): (error: unknown) => void {
+    return (error) =>
+      this.#context.log.error({ vm: formatVmRef(clone.ref), err: error }, 'a clone could not be cleaned up');
   }
 
   async #remove(clone: CloneVm): Promise<void> {
