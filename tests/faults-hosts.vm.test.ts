@@ -128,10 +128,7 @@ describe.skipIf(!RUN)('a host or a daemon that is gone', () => {
     await using memory = await MemoryTest.start(lab(), master, { areaMib: AREA_MIB });
     const { ticket } = await memory.fork(4);
     const { near, far } = await byHost(master, ticket);
-    lab().lab.signalDaemon(2, 'sfld', 'SIGKILL');
-    await eventually(CALL_MS, 'sfld to end', () => {
-      expect(lab().lab.daemonPid(2, 'sfld')).toBeUndefined();
-    });
+    await lab().killDaemon(2, 'sfld');
     await lab().lab.startDaemon(2, 'sfld');
     expect(await lab().pids(2, 'qemu-system-x86_64')).toEqual([]);
     expect(await lab().pids(2, 'memtap/main.ts')).toEqual([]);
@@ -148,10 +145,7 @@ describe.skipIf(!RUN)('a host or a daemon that is gone', () => {
     const master = await seed();
     const { clones } = await lab().fork(master, 4);
     expect(clones.length).toBe(4);
-    lab().lab.signalDaemon(1, 'sfld', 'SIGKILL');
-    await eventually(CALL_MS, 'sfld to end', () => {
-      expect(lab().lab.daemonPid(1, 'sfld')).toBeUndefined();
-    });
+    await lab().killDaemon(1, 'sfld');
     await lab().lab.startDaemon(1, 'sfld');
     await eventually(DOWN_MS, 'the cluster to be gone', async () => {
       expect((await lab().state()).clusters).toEqual([]);
@@ -186,10 +180,7 @@ describe.skipIf(!RUN)('a killed sfmd', () => {
     const master = await lab.seed();
     const { clones } = await lab.fork(master, 2);
     const sflds = [1, 2].map((k) => lab.lab.daemonPid(k, 'sfld'));
-    lab.lab.signalDaemon(1, 'sfmd', 'SIGKILL');
-    await eventually(CALL_MS, 'sfmd to end', () => {
-      expect(lab.lab.daemonPid(1, 'sfmd')).toBeUndefined();
-    });
+    await lab.killDaemon(1, 'sfmd');
     const refused = await within(CALL_MS, 'an answer without sfmd', master.exec(['sfdotix', '1']));
     expect(refused).toMatchObject({
       status: 1,

@@ -1,8 +1,8 @@
 // A lab for whole-system tests: real daemons, real guests, and a look at what is left behind by each test and in the end.
 
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, expect } from 'vitest';
-import { findLeftovers, Lab } from '@snowflock/lab';
+import { findLeftovers, Lab, type DaemonName } from '@snowflock/lab';
 import {
   CloneRecord,
   NoReply,
@@ -29,6 +29,7 @@ const CLEAN_MS = 10_000;
 const PREPARE_MS = 30_000;
 /** sfmd learns of a host's silence after 8 s, of its return within 3. */
 const HOSTS_UP_MS = 30_000;
+const LOG_TAIL_CHARACTERS = 4000;
 
 export const MICRO: VmShape = { diskImage: 'micro', vcpus: 1, memoryMib: 96 };
 
@@ -193,6 +194,7 @@ export class TestLab {
 
   /** All clusters go; then nothing of any VM is on any host, and all is free again. */
   async reset(): Promise<void> {
+    this.expectDaemons();
     await this.hostsUp();
     await within(SHUTDOWN_MS, 'the shutdown of all clusters', this.#shutdownAll());
     await this.expectIdle();
@@ -210,15 +212,29 @@ export class TestLab {
     });
   }
 
+  /** SIGKILL for a daemon; returns when it is dead. */
+  async killDaemon(k: number, daemon: DaemonName): Promise<void> {
+    this.lab.signalDaemon(k, daemon, 'SIGKILL');
+    await eventually(CALL_MS, `the end of ${daemon} on host ${k}`, () => {
+      expect(this.lab.daemonPid(k, daemon)).toBeUndefined();
+    });
+  }
+
   async hostsUp(): Promise<void> {
-    for (const { k } of this.lab.hosts) {
-      await this.lab.healHost(k);
-      if (k === 1 && this.lab.daemonPid(1, 'sfmd') === undefined) await this.lab.startDaemon(1, 'sfmd');
-      if (this.lab.daemonPid(k, 'sfld') === undefined) await this.lab.startDaemon(k, 'sfld');
-    }
+    for (const { k } of this.lab.hosts) await this.lab.healHost(k);
     await eventually(HOSTS_UP_MS, 'all hosts to be up', async () => {
       expect((await this.state()).hosts.map(({ up }) => up)).toEqual(this.lab.hosts.map(() => true));
     });
+  }
+
+  /** Throws with the end of its log if a daemon is dead; those that a test kills it starts again. */
+  expectDaemons(): void {
+    for (const { k } of this.lab.hosts)
+      for (const daemon of k === 1 ? (['sfmd', 'sfld'] as const) : (['sfld'] as const)) {
+        if (this.lab.daemonPid(k, daemon) !== undefined) continue;
+        const log = readFileSync(this.lab.logPath(k, daemon), 'utf8').slice(-LOG_TAIL_CHARACTERS);
+        throw new Error(`${daemon} of host ${k} is dead; the end of its log:\n${log}`);
+      }
   }
 
   async down(): Promise<void> {
