@@ -36,6 +36,7 @@ export class CloneGroup implements AsyncDisposable {
   readonly #failures = new Map<number, string>();
   #memtap: MemtapProcess | null = null;
   #sourceLost: string | null = null;
+  #networkAcquired = false;
   #disposed = false;
 
   readonly #onGone: (record: CloneRecord) => void;
@@ -102,11 +103,12 @@ export class CloneGroup implements AsyncDisposable {
     await this.#memtap?.[Symbol.asyncDispose]();
     await cleanupMount(join(this.#directory, 'm'));
     await rm(this.#directory, { recursive: true, force: true });
-    await this.#context.networks.release(this.clusterid);
+    if (this.#networkAcquired) await this.#context.networks.release(this.clusterid);
   }
 
   async #prepare(): Promise<void> {
     const network = await this.#context.networks.acquire(this.clusterid);
+    this.#networkAcquired = true;
     const { shape, clones, diskBytes } = this.#request;
     const mount = join(this.#directory, 'm');
     await mkdir(mount, { recursive: true, mode: 0o700 });
