@@ -36,8 +36,17 @@ export interface ReachableVm {
   readonly consolePath: string;
 }
 
+/** Where a VM of another host was found. */
+export interface VmLocation {
+  readonly host: string;
+  readonly address: string;
+  readonly sfldPort: number;
+}
+
 export class HostDaemon implements AsyncDisposable {
   readonly context: HostContext;
+  /** By name; may be out of date. */
+  readonly locations = new Map<string, VmLocation>();
   readonly #masters = new Map<number, MasterVm>();
   readonly #starting = new Set<number>();
   readonly #sources = new Map<string, ForkSource>();

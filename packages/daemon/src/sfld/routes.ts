@@ -2,9 +2,11 @@
 
 import type { FastifyInstance } from 'fastify';
 import { connect } from 'node:net';
+import type { Duplex } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import {
   decodeDescriptor,
+  formatVmRef,
   parseVmRef,
   PrepareClones,
   PrepareSource,
@@ -19,10 +21,12 @@ import { z } from 'zod';
 import type { ControlServer } from '../http.ts';
 import { callerSignal, noContent, parseInput } from '../http-routes.ts';
 import type { UpgradeRequest } from '../http-upgrade.ts';
-import type { HostDaemon, ReachableVm } from './host-daemon.ts';
+import type { HostDaemon, ReachableVm, VmLocation } from './host-daemon.ts';
 
 const FORWARD_TIMEOUT_MS = 7 * 24 * 3600 * 1000;
 const STATE_TIMEOUT_MS = 10_000;
+/** VMs elsewhere whose place is remembered; forgetting costs one question to sfmd. */
+const LOCATIONS_MAX = 4096;
 const UPGRADE_TIMEOUT_MS = 30_000;
 /** Below what an upgrade may take in all; a caller whose guest still boots then tries again. */
 const AGENT_READY_TIMEOUT_MS = 25_000;
@@ -114,20 +118,42 @@ async function relay(
       'no-such-vm',
       `VM ${ref.clusterid}:${ref.vmid} is not on host ${daemon.context.host}`,
     );
-  const { host, address, sfldPort } = await locate(daemon, ref);
-  const path = `/v1/vms/${ref.clusterid}:${ref.vmid}/${protocol.slice('snowflock-'.length)}?relayed=1`;
-  const remote = await daemon.context.peers
-    .client({ host, address, port: sfldPort })
-    .upgrade({ path, protocol, timeoutMs: UPGRADE_TIMEOUT_MS, signal: request.signal });
+  const remote = await connectRemote(daemon, ref, { protocol, signal: request.signal });
   const client = request.accept();
   const both = [pipeline(client, remote), pipeline(remote, client)];
   await Promise.allSettled(both);
 }
 
-async function locate(
+/** A VM stays where it is, so where it was found once is asked first: it can be reached while sfmd cannot. */
+async function connectRemote(
   daemon: HostDaemon,
   ref: VmRef,
-): Promise<{ host: string; address: string; sfldPort: number }> {
+  options: { protocol: string; signal: AbortSignal },
+): Promise<Duplex> {
+  const { protocol, signal } = options;
+  const name = formatVmRef(ref);
+  const path = `/v1/vms/${name}/${protocol.slice('snowflock-'.length)}?relayed=1`;
+  const connect = ({ host, address, sfldPort }: VmLocation): Promise<Duplex> =>
+    daemon.context.peers
+      .client({ host, address, port: sfldPort })
+      .upgrade({ path, protocol, timeoutMs: UPGRADE_TIMEOUT_MS, signal });
+  const known = daemon.locations.get(name);
+  if (known) {
+    try {
+      return await connect(known);
+    } catch (error) {
+      if (!(error instanceof SnowflockError) || !['no-such-vm', 'host-down'].includes(error.code))
+        throw error;
+      daemon.locations.delete(name);
+    }
+  }
+  const found = await locate(daemon, ref);
+  if (daemon.locations.size >= LOCATIONS_MAX) daemon.locations.clear();
+  daemon.locations.set(name, found);
+  return connect(found);
+}
+
+async function locate(daemon: HostDaemon, ref: VmRef): Promise<VmLocation> {
   const state = await daemon.context.masterDaemon.request({
     method: 'GET',
     path: '/v1/state',
