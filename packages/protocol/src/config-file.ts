@@ -1,72 +1,37 @@
-// The three configuration files (manual sections 4, 11 and 12; docs/configuration.md), as checked objects.
+// The options of sfseed, sfld and sfmd (manual sections 4, 11 and 12; docs/configuration.md), as checked objects.
 
-import { lookup } from 'node:dns/promises';
-import { readFileSync } from 'node:fs';
 import { isIP } from 'node:net';
+import { join } from 'node:path';
 import { z } from 'zod';
-import { readConfig, readConfigText, resolveFrom, suggestion } from './config-reader.ts';
-import type { TlsIdentity } from './control-client-errors.ts';
-import { MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX, type VmShape } from './control.ts';
-import { SnowflockError } from './errors.ts';
+import { commonConfig, commonOptions, hostName, integer, oneOf, path, port, text } from './config-options.ts';
+import type { CommonConfig } from './config-options.ts';
+import { WHITELIST_MAX } from './network.ts';
+import { readConfig, readConfigText, readLayers, resolveFrom, suggestion } from './config-reader.ts';
+import type { ConfigRead, ConfigSources, EffectiveOption } from './config-reader.ts';
+import { checkpointName, type SeedRequest } from './checkpoint.ts';
+import {
+  MEMORY_MIB_MAX,
+  MEMORY_MIB_MIN,
+  RESULT_BYTES_MAX,
+  VCPUS_MAX,
+  VMS_PER_REPORT_MAX,
+} from './control.ts';
 
 export { CONFIG_FILE_MAX_BYTES, type ConfigDict, type ConfigValue } from './config-lexer.ts';
 export { parseConfigText, type ConfigEntry } from './config-parser.ts';
+export { formatEffective } from './config-format.ts';
+export { flagOf, readConfigText, variableOf } from './config-reader.ts';
+export type { ConfigSources, EffectiveOption } from './config-reader.ts';
+export { HTTP_LIMITS_DEFAULT, type HttpLimits, type TlsPaths } from './config-options.ts';
+export { OLD_KEY_SUFFIX, readTlsIdentity, resolveHostAddress } from './config-machine.ts';
 
 export const MASTER_PORT_DEFAULT = 0xf10c;
 export const LOCAL_PORT_DEFAULT = 0xc01f;
+export const ENROLL_PORT_DEFAULT = 0xf10d;
 /** Of cluster_hosts; bounds every list and fan-out over hosts. */
 export const HOSTS_MAX = 4096;
 const HOST_CPUS_MAX = 4096;
 const HOST_RAM_MIN_BYTES = MEMORY_MIB_MIN << 20;
-const RESOLVE_TIMEOUT_MS = 10_000;
-
-const text = (what: string) => z.string(`must be a string: ${what}`).min(1, `must not be empty: ${what}`);
-const integer = (what: string, min: number, max: number) =>
-  z
-    .int(`must be an integer: ${what}`)
-    .min(min, `must be at least ${min}: ${what}`)
-    .max(max, `must be at most ${max}: ${what}`);
-const oneOf = <const T extends readonly string[]>(...values: T) =>
-  z.enum(values, `must be one of ${values.map((value) => `'${value}'`).join(', ')}`);
-const hostName = text('a host name or address').regex(
-  /^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$/,
-  'must be a host name or address (letters, digits, . : -)',
-);
-const port = integer('a TCP port', 1, 65535);
-const path = text('a path').refine((value) => !value.includes('\0'), 'must be a path');
-
-const COMMON = {
-  state_dir: path.default('/var/lib/snowflock'),
-  run_dir: path.default('/run/snowflock'),
-  tls_ca: path.default('/etc/snowflock/tls/ca.crt'),
-  tls_cert: path.default('/etc/snowflock/tls/host.crt'),
-  tls_key: path.default('/etc/snowflock/tls/host.key'),
-};
-
-/** Files of this daemon's certificate; absolute paths. */
-export interface TlsPaths {
-  readonly tlsCa: string;
-  readonly tlsCert: string;
-  readonly tlsKey: string;
-}
-
-interface CommonConfig extends TlsPaths {
-  /** What must survive a restart of the machine. */
-  readonly stateDir: string;
-  /** Sockets and pid files. */
-  readonly runDir: string;
-}
-
-function common(fileName: string, read: Record<keyof typeof COMMON, string>): CommonConfig {
-  const at = (value: string): string => resolveFrom(fileName, value);
-  return {
-    stateDir: at(read.state_dir),
-    runDir: at(read.run_dir),
-    tlsCa: at(read.tls_ca),
-    tlsCert: at(read.tls_cert),
-    tlsKey: at(read.tls_key),
-  };
-}
 
 // ---- sfseed (manual section 4) ------------------------------------------------------------------------------------
 
@@ -81,13 +46,19 @@ const SEED = {
   memory: integer('MiB of memory of a VM', MEMORY_MIB_MIN, MEMORY_MIB_MAX),
 };
 
-export function parseSeedConfig(source: string, fileName: string): VmShape {
+const SEED_CHECKPOINT = { checkpoint: checkpointName };
+/** A line that sets it, and not a comment. */
+const NAMES_CHECKPOINT = /^[ \t]*checkpoint[ \t]*=/m;
+
+export function parseSeedConfig(source: string, fileName: string): SeedRequest {
+  // It has everything else in it, so that other keys beside it are mistakes.
+  if (NAMES_CHECKPOINT.test(source)) return readConfig(source, fileName, SEED_CHECKPOINT);
   const read = readConfig(source, fileName, SEED);
   const diskImage = read.disk_image.includes('/') ? resolveFrom(fileName, read.disk_image) : read.disk_image;
   return { diskImage, vcpus: read.vcpus, memoryMib: read.memory };
 }
 
-export function readSeedConfig(fileName: string): VmShape {
+export function readSeedConfig(fileName: string): SeedRequest {
   return parseSeedConfig(readConfigText(fileName), fileName);
 }
 
@@ -101,6 +72,8 @@ export interface SfldConfig extends CommonConfig {
   readonly accel: 'auto' | 'kvm' | 'tcg';
   /** Where other hosts reach this one; null: what hostname resolves to (resolveHostAddress). */
   readonly address: string | null;
+  /** Of what clones exit with. */
+  readonly resultLimits: { readonly cloneBytes: number; readonly ticketBytes: number };
 }
 
 const SFLD = {
@@ -113,11 +86,29 @@ const SFLD = {
     .string('must be a string: an IP address')
     .refine((value) => isIP(value) !== 0, 'must be an IP address')
     .optional(),
-  ...COMMON,
+  max_result_bytes: integer('bytes that a clone may exit with', 0, RESULT_BYTES_MAX).default(16 << 20),
+  max_ticket_result_bytes: integer('bytes of results of one ticket', 0, 2 ** 40).default(256 << 20),
+  ...commonOptions('host'),
 };
+export const SFLD_OPTIONS = Object.keys(SFLD);
+
+/** A daemon's configuration, and where each value of it comes from. */
+export interface Configured<C> {
+  readonly config: C;
+  readonly effective: readonly EffectiveOption[];
+}
+
+export function configureSfld(sources: ConfigSources): Configured<SfldConfig> {
+  const layers = readLayers(sources, SFLD);
+  return { config: sfldConfig(layers), effective: layers.effective };
+}
 
 export function parseSfldConfig(source: string, fileName: string): SfldConfig {
-  const read = readConfig(source, fileName, SFLD);
+  return configureSfld({ fileName, text: source }).config;
+}
+
+function sfldConfig(layers: ConfigRead<z.infer<z.ZodObject<typeof SFLD>>>): SfldConfig {
+  const read = layers.values;
   return {
     hostname: read.hostname,
     masterHost: read.master_host,
@@ -125,7 +116,8 @@ export function parseSfldConfig(source: string, fileName: string): SfldConfig {
     localListenPort: read.local_listen_port,
     accel: read.accel,
     address: read.address ?? (isIP(read.hostname) === 0 ? null : read.hostname),
-    ...common(fileName, read),
+    resultLimits: { cloneBytes: read.max_result_bytes, ticketBytes: read.max_ticket_result_bytes },
+    ...commonConfig(layers),
   };
 }
 
@@ -151,11 +143,26 @@ export interface SfmdConfig extends CommonConfig {
   /** `address`: where to listen; 0.0.0.0: everywhere. */
   readonly listenAddress: string;
   readonly clusterHosts: readonly ClusterHost[];
-  readonly networkMode: 'multicast' | 'unicast';
+  /** What they mean: packages/cluster/src/limits.ts. */
+  readonly limits: {
+    readonly vmsPerCluster: number;
+    readonly vmsPerHost: number;
+    readonly ticketsPerCluster: number;
+    readonly clusters: number;
+    readonly blockedRequests: number;
+    readonly forkReservePercent: number;
+  };
+  /** 'multicast': to all hosts of a fork at once, where that is heard; 'auto' is another word for it. */
+  readonly networkMode: 'multicast' | 'unicast' | 'auto';
   /** Addresses, subnets or DNS names. */
   readonly networkWhitelist: readonly string[];
+  /** Of names on the whitelist; empty: those of each host. */
+  readonly networkNameservers: readonly string[];
   /** Mbit/s; null: none. */
   readonly bandwidthCap: number | null;
+  /** Where hosts enrol, while a token is open. */
+  readonly enrollPort: number;
+  readonly authorityDir: string;
 }
 
 const HOST_KEYS = ['host', 'cpus', 'RAM'];
@@ -218,21 +225,54 @@ const SFMD = {
     .max(HOSTS_MAX, `must name at most ${HOSTS_MAX} hosts`)
     .superRefine((hosts, context) => {
       const seen = new Set<string>();
-      for (const [index, { host }] of hosts.entries()) {
-        const name = typeof host === 'string' ? host : host[0];
+      for (const [index, entry] of hosts.entries()) {
+        // This is run for entries with mistakes in them, too.
+        const { host } = entry as Partial<typeof entry>;
+        const name = Array.isArray(host) ? host[0] : host;
+        if (name === undefined) continue;
         if (seen.has(name))
           context.addIssue({ code: 'custom', path: [index, 'host'], message: `'${name}' is listed twice` });
         seen.add(name);
       }
     }),
-  network_mode: oneOf('multicast', 'unicast').default('multicast'),
-  network_whitelist: z.array(whitelistEntry, 'must be a list of strings').default([]),
+  vms_per_cluster: integer('VMs of one cluster', 1, 65534).default(4096),
+  vms_per_host: integer('VMs of one host', 1, VMS_PER_REPORT_MAX).default(512),
+  tickets_per_cluster: integer('tickets that one cluster holds', 1, 65534).default(1024),
+  max_clusters: integer('clusters at a time', 1, 65536).default(1024),
+  blocked_requests: integer('ticket requests that wait', 0, 3072).default(1024),
+  fork_reserve: integer("percent of a master VM's memory held for each ticket", 0, 100).default(25),
+  network_mode: oneOf('multicast', 'unicast', 'auto').default('unicast'),
+  network_whitelist: z
+    .array(whitelistEntry, 'must be a list of strings')
+    .max(WHITELIST_MAX, `must have at most ${WHITELIST_MAX} entries`)
+    .default([]),
+  network_nameservers: z
+    .array(z.ipv4('must be an IPv4 address'), 'must be a list of strings')
+    .max(3, 'must have at most three entries')
+    .default([]),
   bandwidth_cap: integer('Mbit/s', 1, 1_000_000).nullable().default(null),
-  ...COMMON,
+  enroll_port: port.default(ENROLL_PORT_DEFAULT),
+  authority_dir: path.optional(),
+  ...commonOptions('sfmd'),
 };
+export const SFMD_OPTIONS = Object.keys(SFMD);
+
+export function configureSfmd(sources: ConfigSources): Configured<SfmdConfig> {
+  const layers = readLayers(sources, SFMD);
+  const config = sfmdConfig(layers);
+  const effective = layers.effective.map((option) =>
+    option.name === 'authority_dir' ? { ...option, value: config.authorityDir } : option,
+  );
+  return { config, effective };
+}
 
 export function parseSfmdConfig(source: string, fileName: string): SfmdConfig {
-  const read = readConfig(source, fileName, SFMD);
+  return configureSfmd({ fileName, text: source }).config;
+}
+
+function sfmdConfig(layers: ConfigRead<z.infer<z.ZodObject<typeof SFMD>>>): SfmdConfig {
+  const read = layers.values;
+  const common = commonConfig(layers);
   return {
     clusterid: read.clusterid,
     masterListenPort: read.master_listen_port,
@@ -241,57 +281,24 @@ export function parseSfmdConfig(source: string, fileName: string): SfmdConfig {
       const [unicast, multicast] = typeof host === 'string' ? [host, host] : host;
       return { host: unicast, multicastHost: multicast, cpus, ramBytes: RAM };
     }),
+    limits: {
+      vmsPerCluster: read.vms_per_cluster,
+      vmsPerHost: read.vms_per_host,
+      ticketsPerCluster: read.tickets_per_cluster,
+      clusters: read.max_clusters,
+      blockedRequests: read.blocked_requests,
+      forkReservePercent: read.fork_reserve,
+    },
     networkMode: read.network_mode,
     networkWhitelist: read.network_whitelist,
+    networkNameservers: read.network_nameservers,
     bandwidthCap: read.bandwidth_cap,
-    ...common(fileName, read),
+    enrollPort: read.enroll_port,
+    authorityDir: read.authority_dir ?? join(common.stateDir, 'authority'),
+    ...common,
   };
 }
 
 export function readSfmdConfig(fileName: string): SfmdConfig {
   return parseSfmdConfig(readConfigText(fileName), fileName);
-}
-
-// ---- what the readers leave open ----------------------------------------------------------------------------------
-
-/** Reads the three PEM files. */
-export function readTlsIdentity(paths: TlsPaths): TlsIdentity {
-  const read = (name: string, file: string): Buffer => {
-    try {
-      return readFileSync(file);
-    } catch (error) {
-      const code = (error as NodeJS.ErrnoException).code ?? String(error);
-      throw new SnowflockError(
-        'bad-config',
-        `cannot read ${file} (${name}): ${code}; was this host enrolled?`,
-        { cause: error },
-      );
-    }
-  };
-  return {
-    ca: read('tls_ca', paths.tlsCa),
-    cert: read('tls_cert', paths.tlsCert),
-    key: read('tls_key', paths.tlsKey),
-  };
-}
-
-/** The IP address of a host name; an address is its own. */
-export async function resolveHostAddress(host: string): Promise<string> {
-  if (isIP(host) !== 0) return host;
-  const late = AbortSignal.timeout(RESOLVE_TIMEOUT_MS);
-  const expired = new Promise<never>((_resolve, reject) => {
-    late.addEventListener('abort', () => reject(new Error(`no answer in ${RESOLVE_TIMEOUT_MS} ms`)), {
-      once: true,
-    });
-  });
-  try {
-    return (await Promise.race([lookup(host, { family: 0, order: 'ipv4first' }), expired])).address;
-  } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new SnowflockError(
-      'bad-config',
-      `host name '${host}' does not resolve: ${reason}; give an address, or add it to /etc/hosts`,
-      { cause: error },
-    );
-  }
 }

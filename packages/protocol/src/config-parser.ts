@@ -29,6 +29,11 @@ export function parseConfigText(text: string, fileName: string): Map<string, Con
   return new Parser(tokenize(text, fail), fail).file();
 }
 
+/** Parses one value that stands by itself. */
+export function parseConfigValue(text: string, fail: ConfigFail): ConfigEntry {
+  return new Parser(tokenize(text, fail), fail).single();
+}
+
 const ALLOWED =
   'allowed are strings, integers and their arithmetic, True, False, None, lists, tuples and dictionaries';
 const BINARY = [['|'], ['^'], ['&'], ['<<', '>>'], ['+', '-'], ['*', '//', '%']] as const;
@@ -70,6 +75,14 @@ class Parser {
         this.#fail(after, `unexpected ${shown(after)} after the value of '${name.text}'${hint(after)}`);
       entries.set(name.text, { value, line: name.line, column: name.column, positions: this.#positions });
     }
+  }
+
+  single(): ConfigEntry {
+    const value = this.#value('');
+    while (this.#peek().kind === 'newline') this.#take();
+    const after = this.#peek();
+    if (after.kind !== 'end') this.#fail(after, `unexpected ${shown(after)} after the value${hint(after)}`);
+    return { value, line: 1, column: 1, positions: this.#positions };
   }
 
   #peek(ahead = 0): Token {

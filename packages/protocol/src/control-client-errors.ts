@@ -8,6 +8,8 @@ export interface TlsIdentity {
   readonly ca: Buffer;
   readonly cert: Buffer;
   readonly key: Buffer;
+  /** By serial number; absent: none is. */
+  readonly isRevoked?: (serial: string) => boolean;
 }
 
 export type ControlTarget =
@@ -15,7 +17,8 @@ export type ControlTarget =
   | {
       readonly address: string;
       readonly port: number;
-      readonly tls: TlsIdentity;
+      /** Without certificate and key only for enrolment, where a token stands for them. */
+      readonly tls: TlsIdentity | Pick<TlsIdentity, 'ca'>;
       /** Name that the peer's certificate must be for; without it any certificate of the cluster's CA will do. */
       readonly host?: string;
     };

@@ -10,10 +10,16 @@
 import * as http from 'node:http';
 import * as https from 'node:https';
 import { isIP } from 'node:net';
-import type { Duplex } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import * as tls from 'node:tls';
 import { z } from 'zod';
-import { describeTarget, fromReply, fromTransport, type ControlTarget } from './control-client-errors.ts';
+import {
+  describeTarget,
+  fromReply,
+  fromTransport,
+  type ControlTarget,
+  type TlsIdentity,
+} from './control-client-errors.ts';
 import { SnowflockError } from './errors.ts';
 
 export type { ControlTarget, TlsIdentity } from './control-client-errors.ts';
@@ -33,13 +39,26 @@ export interface ControlRequest<T> {
   readonly method: 'GET' | 'PUT' | 'POST' | 'DELETE';
   /** Begins with /v1/. */
   readonly path: string;
-  /** A Buffer goes as application/octet-stream, anything else as JSON; absent: no body. */
+  /** A Buffer goes as application/octet-stream, a StreamBody as it is read, anything else as JSON; absent: no body. */
   readonly body?: unknown;
   /** What the reply must be; an empty body is parsed as undefined. For replies without a body: NoReply. */
   readonly reply: z.ZodType<T>;
   /** For all of it: waiting for a connection, sending, the peer's work, the reply. */
   readonly timeoutMs: number;
   readonly signal?: AbortSignal;
+}
+
+/** A body too large to be held; `open` is called for each attempt. */
+export class StreamBody {
+  readonly contentType: string;
+  readonly sizeBytes: number;
+  readonly open: () => Readable;
+
+  constructor(of: { contentType: string; sizeBytes: number; open: () => Readable }) {
+    this.contentType = of.contentType;
+    this.sizeBytes = of.sizeBytes;
+    this.open = of.open;
+  }
 }
 
 /** Reply schema for requests that answer with nothing worth reading. */
@@ -51,7 +70,7 @@ interface Exchange {
   readonly method: string;
   readonly path: string;
   readonly headers: http.OutgoingHttpHeaders;
-  readonly payload: Buffer | undefined;
+  readonly payload: Buffer | StreamBody | undefined;
   readonly timeoutMs: number;
   readonly signal: AbortSignal | undefined;
 }
@@ -60,6 +79,7 @@ interface Exchange {
 export class ControlClient implements Disposable {
   readonly target: ControlTarget;
   readonly #agent: http.Agent;
+  readonly #sockets = new Set<tls.TLSSocket>();
   #closed = false;
 
   constructor(target: ControlTarget) {
@@ -71,14 +91,21 @@ export class ControlClient implements Disposable {
       maxFreeSockets: 4,
     };
     this.#agent =
-      'socketPath' in target ? new http.Agent(common) : new https.Agent({ ...common, ...tlsOptions(target) });
+      'socketPath' in target
+        ? new http.Agent(common)
+        : // A resumed session skips the look at the peer's name and at whether it is revoked: none is kept.
+          new https.Agent({ ...common, ...tlsOptions(target), maxCachedSessions: 0 });
   }
 
   /** Sends one request and parses its reply. Throws SnowflockError: the peer's own, or 'host-down', 'timeout', 'interrupted', 'unauthorized'. */
   async request<T>(options: ControlRequest<T>): Promise<T> {
     const headers: http.OutgoingHttpHeaders = { accept: 'application/json' };
-    let payload: Buffer | undefined;
-    if (options.body !== undefined) {
+    let payload: Exchange['payload'];
+    if (options.body instanceof StreamBody) {
+      payload = options.body;
+      headers['content-type'] = payload.contentType;
+      headers['content-length'] = payload.sizeBytes;
+    } else if (options.body !== undefined) {
       const binary = options.body instanceof Buffer;
       payload = binary ? (options.body as Buffer) : Buffer.from(JSON.stringify(options.body));
       headers['content-type'] = binary ? 'application/octet-stream' : 'application/json';
@@ -136,6 +163,46 @@ export class ControlClient implements Disposable {
     });
   }
 
+  /** Cuts connections, upgraded ones too, whose peer's certificate has been revoked meanwhile. */
+  dropRevoked(): void {
+    for (const socket of this.#sockets) {
+      // None while it connects (it is looked at then) and when it has just closed.
+      const certificate = socket.getPeerCertificate() as tls.PeerCertificate | null;
+      if (certificate && isRevoked(this.target, certificate.serialNumber)) socket.destroy();
+    }
+  }
+
+  /** Another certificate and key for the connections that are made from now on; those with requests under way go on. */
+  renewTls({ ca, cert, key }: TlsIdentity): void {
+    if ('socketPath' in this.target) return;
+    Object.assign((this.#agent as https.Agent).options, { ca, cert, key });
+    for (const sockets of Object.values(this.#agent.freeSockets))
+      for (const socket of sockets ?? []) socket.destroy();
+  }
+
+  /** A GET whose reply goes on until the caller destroys it. `timeoutMs` is for its beginning. */
+  stream(options: {
+    path: string;
+    headers?: Readonly<Record<string, string>>;
+    timeoutMs: number;
+    signal?: AbortSignal;
+  }): Promise<http.IncomingMessage> {
+    const { path, headers = {}, timeoutMs, signal } = options;
+    const what = `GET ${path} at ${describeTarget(this.target)}`;
+    return new Promise((resolve, reject) => {
+      const exchange = { method: 'GET', path, headers, payload: undefined, timeoutMs, signal };
+      const { request, fail, settle } = this.#start(exchange, reject);
+      request.on('response', (response) => {
+        const status = response.statusCode ?? 0;
+        if (status === 200) return settle() ? resolve(response) : void response.destroy();
+        collect(response, fail, (body) => {
+          if (settle()) reject(fromReply({ what, status, body }));
+        });
+      });
+      request.end();
+    });
+  }
+
   close(): void {
     this.#closed = true;
     this.#agent.destroy();
@@ -157,7 +224,8 @@ export class ControlClient implements Disposable {
             if (settle()) resolve({ status: response.statusCode ?? 0, body });
           });
         });
-        request.end(exchange.payload);
+        if (exchange.payload instanceof StreamBody) sendStream(exchange.payload, request, fail);
+        else request.end(exchange.payload);
       });
     } catch (error) {
       // The peer closed an idle connection just as we reused it: the request was most likely never seen.
@@ -211,6 +279,10 @@ export class ControlClient implements Disposable {
     signal?.addEventListener('abort', onAbort, { once: true });
     request.on('error', fail);
     request.on('socket', (socket) => {
+      if (socket instanceof tls.TLSSocket && !this.#sockets.has(socket)) {
+        this.#sockets.add(socket);
+        socket.once('close', () => this.#sockets.delete(socket));
+      }
       if (request.reusedSocket || !socket.connecting) return;
       connectTimer = setTimeout(
         () =>
@@ -237,9 +309,29 @@ function tlsOptions(target: Extract<ControlTarget, { address: string }>): https.
     minVersion: 'TLSv1.3',
     // An address cannot be a server name in TLS; the name is checked below in either case.
     ...(host !== undefined && isIP(host) === 0 ? { servername: host } : {}),
-    checkServerIdentity: (_name, certificate) =>
-      host === undefined ? undefined : tls.checkServerIdentity(host, certificate),
+    checkServerIdentity: (_name, certificate) => {
+      if (isRevoked(target, certificate.serialNumber))
+        return Object.assign(new Error(`its certificate ${certificate.serialNumber} is revoked`), {
+          code: 'CERT_REVOKED',
+        });
+      return host === undefined ? undefined : tls.checkServerIdentity(host, certificate);
+    },
   };
+}
+
+/** What is read after the reply has come is dropped by the peer. */
+function sendStream(body: StreamBody, request: http.ClientRequest, fail: (error: Error) => void): void {
+  const source = body.open();
+  source.on('error', (error) => {
+    fail(error);
+    request.destroy();
+  });
+  request.once('close', () => source.destroy());
+  source.pipe(request);
+}
+
+function isRevoked(target: ControlTarget, serial: string): boolean {
+  return 'tls' in target && 'isRevoked' in target.tls && target.tls.isRevoked?.(serial) === true;
 }
 
 /** Buffers a reply up to the cap. */

@@ -7,21 +7,29 @@
 //   sfld  unix socket, file permissions (root)    the same, and /v1/master/* forwarded to sfmd's /v1/*
 
 import { z } from 'zod';
+import { VMID_MAX } from './addresses.ts';
+import { networkPolicy, RouterReport } from './network.ts';
+import { CHECKPOINTS_PER_HOST_MAX, HeldCheckpoint } from './checkpoint.ts';
+import { ticketId, VCPUS_MAX, vmName, VmShape } from './vm-shape.ts';
 
-/** Limits that the schemas enforce; each bounds what one message can make a daemon allocate. */
+export * from './vm-shape.ts';
+
+/** Bounds what one message can make a daemon allocate. */
 export const CLONES_PER_TICKET_MAX = 1024;
-export const VCPUS_MAX = 64;
-export const MEMORY_MIB_MIN = 32;
-export const MEMORY_MIB_MAX = 1024 * 1024;
 
-const hostName = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$/);
-export const ticketId = z.uuid();
+export const hostName = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$/);
 const port = z.int().min(1).max(65535);
-const vmid = z.int().min(0).max(65533);
+const vmid = z.int().min(0).max(VMID_MAX);
 const clusterid = z.int().min(0).max(0xfffffe);
 
-/** `clusterid:vmid`, how people name a VM. */
-export const vmName = z.string().regex(/^\d+:\d+$/);
+/** What a clone exits with; as wide as C's int. */
+export const exitStatus = z.int32();
+/** Bytes of one result: what the guest channel can announce. */
+export const RESULT_BYTES_MAX = 0xffffffff;
+const resultBytes = z.int().min(0).max(RESULT_BYTES_MAX);
+
+/** VMs that one host's report may name; bounds the report far below what a body may have. */
+export const VMS_PER_REPORT_MAX = 16_384;
 
 // ---- sfmd: hosts --------------------------------------------------------------------------------------------------
 
@@ -31,34 +39,56 @@ export const HostReport = z.object({
   address: z.string(),
   sfldPort: port,
   accel: z.enum(['kvm', 'tcg']),
-  /** Of this sfld process: a new value says that the VMs of the one before are gone. Absent: nothing is said. */
+  /**
+   * Of this sfld process. A new value says that nothing is under way any more that the one before had begun, and without
+   * `vms` also that its VMs are gone. Absent: nothing is said.
+   */
   instance: z.uuid().optional(),
+  /**
+   * Every VM that this host has at this moment, those included that wait for their descriptor or are being adopted. Not
+   * reported before it is complete: of a new instance, what is not listed is lost at once. Absent: nothing is said.
+   */
+  vms: z.array(vmName).max(VMS_PER_REPORT_MAX).optional(),
+  /** Checkpoints that are whole on its disk. Absent: nothing is said. */
+  checkpoints: z.array(HeldCheckpoint).max(CHECKPOINTS_PER_HOST_MAX).optional(),
+  /** Of the clusters whose master VM is here. Absent: nothing is said. */
+  routers: z.array(RouterReport).max(VMS_PER_REPORT_MAX).optional(),
 });
 export type HostReport = z.infer<typeof HostReport>;
 
-/** Answer to HostReport: every host of the system, for the overlay network. */
+/** Answer to HostReport: every host of the system, for the overlay network, and whom to refuse. */
 export const HostReportReply = z.object({
   hosts: z.array(z.object({ host: hostName, address: z.string(), up: z.boolean() })),
+  /** Serial numbers of all revoked certificates that have not expired; absent: sfmd has no authority, nothing is said. */
+  revoked: z.array(z.string().max(64)).optional(),
+  /** Absent: of an older sfmd; nothing is reached. */
+  network: networkPolicy.optional(),
+  /** VMs with exposed ports that are not there any more. */
+  gone: z.array(vmName).optional(),
 });
 export type HostReportReply = z.infer<typeof HostReportReply>;
 
 // ---- clusters -----------------------------------------------------------------------------------------------------
 
-/** What every VM of a cluster looks like; the master VM's seed configuration (manual section 4, sfseed). */
-export const VmShape = z.object({
-  /** Name of a built image, or the absolute path of a disk image. */
-  diskImage: z.string().min(1).max(4096),
-  vcpus: z.int().min(1).max(VCPUS_MAX),
-  memoryMib: z.int().min(MEMORY_MIB_MIN).max(MEMORY_MIB_MAX),
-});
-export type VmShape = z.infer<typeof VmShape>;
-
-/** POST sfmd /v1/clusters with a VmShape: places and starts a master VM. */
+/** POST sfmd /v1/clusters with a SeedRequest (checkpoint.ts): places and starts a master VM. */
 export const SeedReply = z.object({ clusterid, vmid, host: hostName, ip: z.string() });
 export type SeedReply = z.infer<typeof SeedReply>;
 
 /** POST sfld /v1/vms — sfmd asks a host to start a master VM. */
-export const StartMaster = z.object({ clusterid, shape: VmShape });
+export const StartMaster = z.object({
+  clusterid,
+  shape: VmShape,
+  /** What it is started from in place of booting, and whose sfld is asked for the descriptor. */
+  checkpoint: z
+    .object({
+      name: z.string(),
+      ticket: ticketId,
+      diskBytes: z.int().min(0),
+      source: z.object({ host: hostName, address: z.string(), sfldPort: port }),
+    })
+    .nullable()
+    .default(null),
+});
 export type StartMaster = z.infer<typeof StartMaster>;
 
 /** Answer to StartMaster: the VM boots. Its disk's size, as the guest sees it, is what clones elsewhere are prepared with; 0: none. */
@@ -66,6 +96,19 @@ export const MasterStarted = z.object({ diskBytes: z.number().int().min(0) });
 export type MasterStarted = z.infer<typeof MasterStarted>;
 
 // ---- tickets ------------------------------------------------------------------------------------------------------
+
+/**
+ * Query of every request that sfld makes for a guest: the VM that asks, known by its channel. It may only ask of its own tickets
+ * ('not-owner'). Absent: an operator asks, of any ticket; a new one is then the master VM's.
+ */
+export const AskingVm = z.object({
+  vm: z
+    .string()
+    .regex(/^\d{1,5}$/, 'must be a vmid')
+    .transform(Number)
+    .optional(),
+});
+export type AskingVm = z.infer<typeof AskingVm>;
 
 /** POST sfmd /v1/clusters/:clusterid/tickets (manual section 5, request_clone_ticket). */
 export const TicketRequest = z.object({
@@ -76,6 +119,8 @@ export const TicketRequest = z.object({
   min: z.int().min(-1).max(CLONES_PER_TICKET_MAX),
   /** Wait until the grant is possible. */
   block: z.boolean(),
+  /** Names this request: asked again with the same one (its answer got lost), it is the same request and gets the same ticket. */
+  requestId: z.uuid().optional(),
 });
 export type TicketRequest = z.infer<typeof TicketRequest>;
 
@@ -104,7 +149,15 @@ export const Placement = z.object({
 });
 export type Placement = z.infer<typeof Placement>;
 
-/** POST sfmd /v1/clusters/:clusterid/tickets/:ticket/redeem — once per ticket, by the master VM's host. */
+/** POST sfmd /v1/clusters/:clusterid/tickets/:ticket/redeem — once per ticket, by its owner's host. */
+export const RedeemRequest = z
+  .object({
+    /** Names this redemption: asked again with the same one, it gets the same answer; with another one it is refused. */
+    redemption: z.uuid().optional(),
+  })
+  .default({});
+export type RedeemRequest = z.infer<typeof RedeemRequest>;
+
 export const RedeemReply = z.object({
   clones: z.array(Placement),
   /** Clones of the ticket that cannot be launched, because their host could not prepare them. */
@@ -118,6 +171,34 @@ export const LaunchReport = z.object({
 });
 export type LaunchReport = z.infer<typeof LaunchReport>;
 
+/** POST sfmd /v1/clusters/:clusterid/tickets/:ticket/wait — each null: no such limit. The ticket stays outstanding. */
+export const WaitRequest = z.object({
+  /** So many clones have exited. */
+  count: z.int().min(1).nullable().default(null),
+  /** Since this request. */
+  deadlineMs: z.number().min(0).nullable().default(null),
+  /** That its clones have run together since the fork. */
+  budgetMs: z.number().min(0).nullable().default(null),
+  /** Of results together. */
+  budgetBytes: z.number().min(0).nullable().default(null),
+});
+export type WaitRequest = z.infer<typeof WaitRequest>;
+
+/** How a clone ended: by ic_exit; by a wait that had enough, or its guest powered itself off; or otherwise. */
+export const Outcome = z.object({
+  vmid,
+  how: z.enum(['exited', 'ended', 'lost']),
+  /** Of ic_exit; null unless exited. */
+  status: exitStatus.nullable(),
+  reason: z.string(),
+  resultBytes,
+});
+export type Outcome = z.infer<typeof Outcome>;
+
+/** Answer to WaitRequest: all clones of the ticket, by ascending vmid. */
+export const WaitReply = z.object({ clones: z.array(Outcome) });
+export type WaitReply = z.infer<typeof WaitReply>;
+
 // Further, all POST on sfmd with empty bodies and empty replies:
 //   /v1/clusters/:clusterid/tickets/:ticket/merge    destroy its clones, free its resources (also when some are lost)
 //   /v1/clusters/:clusterid/merge                    the same for every outstanding ticket, and dispose unused ones
@@ -130,14 +211,33 @@ export type LaunchReport = z.infer<typeof LaunchReport>;
 export const VmEnded = z.object({
   how: z.enum(['exited', 'lost', 'powered-off']),
   reason: z.string().max(4096),
+  /** Of ic_exit; absent: 0. */
+  status: exitStatus.optional(),
+  /** That lie on the parent's host; absent: none. */
+  resultBytes: resultBytes.optional(),
 });
 export type VmEnded = z.infer<typeof VmEnded>;
 
 // ---- sfld: the fork -----------------------------------------------------------------------------------------------
 
-/** POST sfld /v1/sources — the master VM's host gets a memserver ready for this ticket. */
-export const PrepareSource = z.object({ clusterid, ticket: ticketId });
+/** Name or address of a host's interface for pages that go to many hosts at once; absent: pages go by unicast (docs/mcdist.md). */
+const multicastHost = hostName.optional();
+
+/** POST sfld /v1/sources — the host of the VM that will be forked gets a memserver ready for this ticket. */
+export const PrepareSource = z.object({
+  clusterid,
+  /** Absent, from an older sfmd: the master VM. */
+  vmid: vmid.default(0),
+  ticket: ticketId,
+  /** Hosts of the ticket's clones: they alone are given the key of its pages. Absent, from an older sfmd: any host is. */
+  targets: z.array(hostName).optional(),
+  /** Of the host that this is sent to. */
+  multicastHost,
+});
 export type PrepareSource = z.infer<typeof PrepareSource>;
+
+/** Whose sfld is asked for what. */
+const SfldAt = z.object({ host: hostName, address: z.string(), sfldPort: port });
 
 /** POST sfld /v1/tickets — a target host starts empty VMs for this ticket. */
 export const PrepareClones = z.object({
@@ -146,15 +246,102 @@ export const PrepareClones = z.object({
   shape: VmShape,
   /** As MasterStarted told; the disk itself is fetched from the parent, a clone's host needs no image. */
   diskBytes: z.number().int().min(0),
-  clones: z.array(z.object({ vmid: vmid.min(1), vcpus: z.int().min(1).max(VCPUS_MAX) })).min(1),
+  clones: z.array(z.object({ vmid, vcpus: z.int().min(1).max(VCPUS_MAX) })).min(1),
+  /** The host of the VM that is forked: its sfld is asked for the PageSource. */
+  parent: SfldAt,
+  /**
+   * Absent: clones. Otherwise the one VM is no clone of the one at `parent` but that VM itself, which comes from there; `origin` is what it
+   * was cloned with, and where the VM runs that it returns to; null: it is a master VM.
+   */
+  moved: z.object({ origin: z.object({ ticket: ticketId, parent: SfldAt }).nullable() }).optional(),
+  /** Of the host that this is sent to. */
+  multicastHost,
 });
 export type PrepareClones = z.infer<typeof PrepareClones>;
+
+/**
+ * GET sfld /v1/sources/:ticket/pages — where a fork's pages will be served, asked for by the target hosts ahead of the fork,
+ * so that they are connected when it comes. Answers when the memserver listens.
+ */
+export const PageSourceReply = z.object({
+  address: z.string(),
+  port,
+  keyHex: z.string(),
+  /** RAM pages that clones will need first, in that order. */
+  prefetch: z.array(z.int().min(0)),
+});
+export type PageSourceReply = z.infer<typeof PageSourceReply>;
 
 /** POST sfld /v1/tickets/:ticket/launch — body: binary descriptor (descriptor.ts). Answers when each clone runs or has failed. */
 export const LaunchReply = LaunchReport;
 export type LaunchReply = LaunchReport;
 
+/** POST sfld /v1/vms/:vm/fork — forks a VM from outside, with a ticket of that VM. */
+export const ForkVm = z.object({
+  nclones: z.int().min(1).max(CLONES_PER_TICKET_MAX),
+  /** So many will do; absent: all or none. */
+  min: z.int().min(1).max(CLONES_PER_TICKET_MAX).optional(),
+  /** Clones do not join the network: the only way to fork a guest without an agent, whose clones would all be the same machine there. */
+  isolated: z.boolean().default(false),
+});
+export type ForkVm = z.infer<typeof ForkVm>;
+
+export const ForkVmReply = z.object({
+  ticket: ticketId,
+  clones: z.array(z.object({ vm: vmName, host: hostName, ok: z.boolean(), reason: z.string().optional() })),
+});
+export type ForkVmReply = z.infer<typeof ForkVmReply>;
+
+/** POST sfld /v1/vms/:vm/merge — destroys the clones of one ticket of a VM, or of all, as if the VM had asked. */
+export const MergeVm = z.object({ ticket: ticketId.optional() });
+export type MergeVm = z.infer<typeof MergeVm>;
+
+// ---- migration ----------------------------------------------------------------------------------------------------
+
+/** POST sfmd /v1/clusters/:clusterid/vms/:vmid/migrate — answers when the VM runs on that host, or goes on where it was. */
+export const MigrateRequest = z.object({ host: hostName });
+export type MigrateRequest = z.infer<typeof MigrateRequest>;
+
+/** How long it was paused: from the command to stop until its new host had said that it runs. Null: that was not heard. */
+export const MigrateReply = z.object({ host: hostName, pausedMs: z.number().min(0).nullable() });
+export type MigrateReply = z.infer<typeof MigrateReply>;
+
+/** POST sfld /v1/vms/:vm/migrate — the VM's host sends it to another one, which has prepared for it. May be asked again. */
+export const SendVm = z.object({ ticket: ticketId, to: SfldAt });
+export type SendVm = z.infer<typeof SendVm>;
+
+/** `stayed`: it runs where it was, for sure. `gone`: it is not here, and not on its way. */
+export const SendVmReply = z.discriminatedUnion('state', [
+  z.object({ state: z.literal('moved'), pausedMs: z.number().min(0) }),
+  z.object({ state: z.literal('stayed'), code: z.string(), reason: z.string() }),
+  z.object({ state: z.literal('gone') }),
+]);
+export type SendVmReply = z.infer<typeof SendVmReply>;
+
+/**
+ * POST sfld /v1/tickets/:ticket/settle — the host that a VM comes from asks whether it runs here. If not, it never will: what was
+ * prepared for it goes.
+ */
+export const SettleReply = z.object({ running: z.boolean() });
+export type SettleReply = z.infer<typeof SettleReply>;
+
+/** PUT sfld /v1/tickets/:ticket/box?move=MIGRATION — what clones of a migrating VM's ticket have returned so far will lie here. */
+export const ResultBox = z.object({
+  ticket: ticketId,
+  clusterid,
+  /** Who forked, and may read. */
+  vmid,
+  clones: z.array(z.object({ vmid, host: hostName })).max(CLONES_PER_TICKET_MAX),
+});
+export type ResultBox = z.infer<typeof ResultBox>;
+
+/** POST sfmd /v1/hosts/:host/migrations/:ticket — the VM runs here; all of its memory is here. */
+export const MigrationReport = z.object({ clusterid, fetched: z.boolean() });
+export type MigrationReport = z.infer<typeof MigrationReport>;
+
+// PUT    sfld /v1/tickets/:ticket/results/:vmid  body: the result of an exiting clone, from its host to the parent's
 // DELETE sfld /v1/tickets/:ticket            every clone, memtap and memserver of the ticket on this host goes; idempotent
+// DELETE sfld /v1/vms/:vm                    this VM on this host goes, and of a master VM all that its cluster has here; idempotent
 // DELETE sfld /v1/clusters/:clusterid        everything of the cluster on this host goes; idempotent
 // GET    sfld /v1/vms/:vm/exec               Upgrade: snowflock-exec; then guest-channel exec frames in both directions
 // GET    sfld /v1/vms/:vm/console            Upgrade: snowflock-console; then raw bytes
@@ -178,6 +365,8 @@ export type VmState = z.infer<typeof VmState>;
 
 export const TicketState = z.object({
   ticket: ticketId,
+  /** The VM that asked for it, and may fork with it. */
+  owner: vmid,
   status: z.enum(['unused', 'outstanding']),
   clones: z.array(z.object({ vmid, processors: z.int(), host: hostName })),
 });
@@ -223,6 +412,8 @@ export const ReplicationStats = z.record(z.string(), z.unknown());
 export const ForkRecord = z.object({
   ticket: ticketId,
   clusterid,
+  /** Which VM was forked. */
+  vmid,
   /** CLOCK_MONOTONIC of the host in ms: the guest's call reached sfld. */
   calledAtMs: z.number(),
   redeemMs: z.number(),
@@ -260,6 +451,33 @@ export const CloneRecord = z.object({
   replication: ReplicationStats.nullable(),
 });
 export type CloneRecord = z.infer<typeof CloneRecord>;
+
+/** POST sfld /v1/reach/listen — what whoever checks this host may try for some seconds. */
+export const ReachListener = z.object({
+  port,
+  /** The port of the clusters' networks is open: VMs use it. */
+  vxlanInUse: z.boolean(),
+  /** Wall clock, ms since 1970. */
+  nowMs: z.number(),
+});
+export type ReachListener = z.infer<typeof ReachListener>;
+
+export const ReachPair = z.object({
+  from: hostName,
+  to: z.string(),
+  part: z.enum(['sfmd', 'sfld', 'pages', 'vxlan']),
+  state: z.enum(['ok', 'failed', 'untried']),
+  reason: z.string().nullable(),
+});
+export type ReachPair = z.infer<typeof ReachPair>;
+
+/** GET sfld /v1/reach — what this host (with all=1 every host) reaches of the others. */
+export const ReachReport = z.object({
+  pairs: z.array(ReachPair),
+  /** How far the clocks of the others are ahead of this host's. */
+  clocks: z.array(z.object({ host: hostName, aheadMs: z.number() })),
+});
+export type ReachReport = z.infer<typeof ReachReport>;
 
 /** Body of every answer with a status of 400 or more. */
 export const ErrorReply = z.object({ error: z.object({ code: z.string(), message: z.string() }) });

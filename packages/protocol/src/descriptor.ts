@@ -18,6 +18,7 @@ export const DESCRIPTOR_MAX_BYTES = HEADER_MAX_BYTES + DEVICE_MAX_BYTES + PRESEN
 
 /** Bounds what a descriptor can make a memtap fetch unasked. */
 const PREFETCH_PAGES_MAX = 4096;
+const CHANNEL_CALLS_MAX = 64;
 
 export const DescriptorHeader = z.object({
   clusterid: z.int(),
@@ -25,6 +26,10 @@ export const DescriptorHeader = z.object({
   /** Id of the clone_master call in the guest: the id of the identity frame that answers it. */
   forkId: z.int().min(0).max(0xffffffff),
   nclones: z.int(),
+  /** The guest was held, and waits for its identity; false: it knows nothing of SnowFlock. */
+  held: z.boolean(),
+  /** Clones never join the network. */
+  isolated: z.boolean(),
   shape: VmShape,
   /** Where pages are served, and the fork's key (hex) that both sides prove to know. */
   source: z.object({
@@ -34,10 +39,25 @@ export const DescriptorHeader = z.object({
   }),
   ramBytes: z.int().min(1),
   diskBytes: z.int().min(0),
+  /** Of a VM that comes itself, with its guest channel: what its guest waits for, and has yet to be sent. */
+  channel: z
+    .object({
+      /** Calls to be made again, as they came. */
+      calls: z.array(z.object({ id: z.int(), line: z.string() })).max(CHANNEL_CALLS_MAX),
+      /** Calls that cannot be; of `cutData` the reply has begun. */
+      cut: z.array(z.int()).max(CHANNEL_CALLS_MAX),
+      cutData: z.array(z.int()).max(CHANNEL_CALLS_MAX),
+      /** Whole frames, base64. */
+      queued: z.string(),
+      /** Ids of exec sessions that were used. */
+      execIds: z.int().min(0),
+    })
+    .optional(),
   /** RAM pages that clones of this VM needed first at its last forks, in that order: worth having before they are asked for. */
   prefetch: z.array(z.int().min(0)).max(PREFETCH_PAGES_MAX),
 });
 export type DescriptorHeader = z.infer<typeof DescriptorHeader>;
+export type ChannelState = NonNullable<DescriptorHeader['channel']>;
 
 export interface Descriptor {
   readonly header: DescriptorHeader;

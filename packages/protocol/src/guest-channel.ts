@@ -10,6 +10,8 @@ export const GUEST_PAYLOAD_MAX = 65536;
 export const GUEST_HEADER_REST = 8;
 /** What one direction of an exec session may have in flight before the receiver grants more, in bytes. */
 export const EXEC_WINDOW_BYTES = 256 * 1024;
+/** The same of the bytes that follow a call or a reply. */
+export const CALL_WINDOW_BYTES = 256 * 1024;
 
 export const GuestFrameType = {
   // guest to host
@@ -20,6 +22,8 @@ export const GuestFrameType = {
   execOut: 5,
   execExit: 6,
   cancel: 7,
+  callData: 8,
+  settled: 9,
   // host to guest
   reply: 17,
   hold: 18,
@@ -27,19 +31,29 @@ export const GuestFrameType = {
   execStart: 20,
   execIn: 21,
   execSignal: 22,
+  replyData: 23,
   // both
   execCredit: 32,
+  callCredit: 33,
 } as const;
 
 export type GuestFrameType = (typeof GuestFrameType)[keyof typeof GuestFrameType];
 
 const KNOWN_TYPES: ReadonlySet<number> = new Set(Object.values(GuestFrameType));
 
+/** Payload of an IDENTIFIED whose guest has something to do before its programs go on; SETTLED says when it has. */
+export const IDENTIFIED_SETTLING = 'settling';
+
 export interface GuestFrame {
   readonly type: GuestFrameType;
   /** Call id, fork id or exec session id, as the type says. Unsigned 32 bit. */
   readonly id: number;
   readonly payload: Buffer;
+}
+
+/** N of a line whose last word is `+N`: so many bytes follow it. 0 for any other line. */
+export function announcedBytes(line: string): number {
+  return Number(/ \+(\d{1,10})$/.exec(line)?.[1] ?? 0);
 }
 
 export function encodeGuestFrame(frame: {
@@ -100,9 +114,19 @@ export interface GuestIdentity {
   readonly vmid: number;
   /** Clones made by this fork; 0 at boot. */
   readonly nclones: number;
+  /** Processors that it shall have; absent: as many as there are. */
+  readonly vcpus?: number | undefined;
+  /** Of the fork; absent at boot. */
+  readonly ticket?: string | undefined;
   readonly hostname: string;
   readonly ip: string;
   readonly prefix: number;
+  /** Absent: the guest has no IPv6. */
+  readonly ip6?: string | undefined;
+  readonly prefix6?: number | undefined;
+  /** Default route and name server; absent: as the guest has them. */
+  readonly gateway?: string | undefined;
+  readonly resolver?: string | undefined;
   readonly mac: string;
   readonly mtu: number;
   /** The host's wall clock, nanoseconds since 1970. */
@@ -117,9 +141,14 @@ export function encodeIdentity(identity: GuestIdentity): string {
       `clusterid=${identity.clusterid}`,
       `vmid=${identity.vmid}`,
       `nclones=${identity.nclones}`,
+      ...(identity.vcpus === undefined ? [] : [`vcpus=${identity.vcpus}`]),
+      ...(identity.ticket === undefined ? [] : [`ticket=${identity.ticket}`]),
       `hostname=${identity.hostname}`,
       `ip=${identity.ip}`,
       `prefix=${identity.prefix}`,
+      ...(identity.ip6 === undefined ? [] : [`ip6=${identity.ip6}`, `prefix6=${identity.prefix6 ?? 64}`]),
+      ...(identity.gateway === undefined ? [] : [`gateway=${identity.gateway}`]),
+      ...(identity.resolver === undefined ? [] : [`resolver=${identity.resolver}`]),
       `mac=${identity.mac}`,
       `mtu=${identity.mtu}`,
       `time_ns=${identity.timeNs}`,

@@ -4,18 +4,25 @@
 //     | --- hello:   magic, server nonce --->   |
 //     | <-- proof:   client nonce, MAC ------   |   MAC = HMAC-SHA256(key, 'client' | server nonce | client nonce)
 //     | --- welcome: MAC ------------------->   |   MAC = HMAC-SHA256(key, 'server' | server nonce | client nonce)
-//     | <== READ, PING          DATA, ERROR, PONG ==>
+//     | <== READ, PING, REPORT          FROZEN, DATA, SPLIT, ERROR, PONG ==>
 //
 // After the handshake everything is a frame: a fixed header of PAGE_FRAME_HEADER_BYTES, little-endian, then a body.
 //
 //   0 u32 length (header and body)   4 u8 type    5 u8 region    6 u8 flags or error code   7 u8 zero
-//   8 u16 pageCount   10 u16 dataPages (DATA only, else 0)   12 u32 requestId   16 u32 firstPage
+//   8 u16 pageCount   10 u16 dataPages (DATA, SPLIT, else 0)   12 u32 requestId   16 u32 firstPage
 //
-//   READ   no body. `flags` bit 0: somebody waits for it (served before what only might be needed).
+//   READ   no body. `flags` bit 0: somebody waits for it (served before what only might be needed); bit 1: the client hears
+//          the fork's multicast, so the answer may be a SPLIT; bit 2: what it was to hear did not come.
 //   DATA   a bitmap of pageCount bits (bit set: the page's 4096 bytes follow; clear: the page is all zero), padded to
 //          four bytes, then dataPages pages in order.
+//   SPLIT  a bitmap as in DATA, another one of pages that went to everyone by multicast (docs/mcdist.md), u32 the low half of
+//          the number of the last datagram sent, then the dataPages pages of the first bitmap. In neither: all zero.
+//   REPORT no body; what the client got by multicast since its last REPORT: requestId bytes, in firstPage microseconds;
+//          pageCount: bytes of the longest packet that it ever got so, 0: it hears nothing (and the memserver sends a probe).
 //   ERROR  no body; `flags` is a PageErrorCode; answers the READ with the same requestId.
 //   PING, PONG  no body; PONG repeats the requestId.
+//   FROZEN no body; sent once on each lane, as soon as there is a snapshot: READ is refused before it, except of the
+//          rehearsal region, whose pages mean nothing: with them both ends run all their code once ahead of the fork.
 //
 // Invariant: nothing is allocated for a length before that length was checked, and a frame's length is a function of its
 // header fields, so a frame that lies about its size is refused when its header arrives.
@@ -28,18 +35,34 @@ export const PAGE_BYTES = 4096;
 /** Most pages one READ may ask for: 1 MiB, what the kernel asks of a FUSE server at most. */
 export const PAGE_WIRE_MAX_PAGES = 256;
 export const PAGE_FRAME_HEADER_BYTES = 20;
-/** Largest frame: a DATA frame in which no page is zero. */
+/** Largest frame: a SPLIT frame with every page in it. */
 export const PAGE_FRAME_MAX_BYTES =
-  PAGE_FRAME_HEADER_BYTES + PAGE_WIRE_MAX_PAGES / 8 + PAGE_WIRE_MAX_PAGES * PAGE_BYTES;
+  PAGE_FRAME_HEADER_BYTES + 2 * (PAGE_WIRE_MAX_PAGES / 8) + 4 + PAGE_WIRE_MAX_PAGES * PAGE_BYTES;
 
-export const PageFrameType = { read: 1, data: 2, error: 3, ping: 4, pong: 5 } as const;
+export const PageFrameType = {
+  read: 1,
+  data: 2,
+  error: 3,
+  ping: 4,
+  pong: 5,
+  frozen: 6,
+  split: 7,
+  report: 8,
+} as const;
 export type PageFrameType = (typeof PageFrameType)[keyof typeof PageFrameType];
 
-export const PageRegion = { ram: 0, disk: 1 } as const;
+export const PageRegion = { ram: 0, rehearsal: 1, disk: 2 } as const;
 export type PageRegion = (typeof PageRegion)[keyof typeof PageRegion];
+
+/** Pages of the rehearsal region: 16 MiB. */
+export const REHEARSAL_PAGES = 4096;
 
 /** READ flag: a guest waits for these pages. */
 export const PAGE_FLAG_URGENT = 1;
+/** READ flag: the answer may be a SPLIT. */
+export const PAGE_FLAG_MULTICAST = 2;
+/** READ flag: these pages were to come by multicast and did not. */
+export const PAGE_FLAG_MISSED = 4;
 
 /** Why a READ failed. Closed: a peer that sends another is in breach of the protocol. */
 export const PageErrorCode = { sourceLost: 1, outOfRange: 2, noRegion: 3, notFrozen: 4, io: 5 } as const;
@@ -73,10 +96,17 @@ export function pageDataOffset(pageCount: number): number {
   return PAGE_FRAME_HEADER_BYTES + pageBitmapBytes(pageCount);
 }
 
+/** The same of a SPLIT frame. */
+export function splitDataOffset(pageCount: number): number {
+  return pageDataOffset(pageCount) + pageBitmapBytes(pageCount) + 4;
+}
+
 /** The length that the frame's other fields imply. */
 function impliedLength(frame: PageFrame): number {
-  if (frame.type !== PageFrameType.data) return PAGE_FRAME_HEADER_BYTES;
-  return pageDataOffset(frame.pageCount) + frame.dataPages * PAGE_BYTES;
+  const { type, pageCount, dataPages } = frame;
+  if (type === PageFrameType.data) return pageDataOffset(pageCount) + dataPages * PAGE_BYTES;
+  if (type === PageFrameType.split) return splitDataOffset(pageCount) + dataPages * PAGE_BYTES;
+  return PAGE_FRAME_HEADER_BYTES;
 }
 
 /** Writes the frame's header at `offset`, computing its length. Returns the offset after the header. */
@@ -115,30 +145,34 @@ export function readPageFrame(buffer: Buffer, offset: number, end: number, frame
 
 function checkFrame(frame: PageFrame, reserved: number): void {
   const { type, region, pageCount, dataPages, flags } = frame;
-  if (type < PageFrameType.read || type > PageFrameType.pong) throw breach(`type ${type} is unknown`);
+  if (type < PageFrameType.read || type > PageFrameType.report) throw breach(`type ${type} is unknown`);
   if (reserved !== 0) throw breach('the reserved byte is not zero');
   if (frame.length !== impliedLength(frame)) throw breach(`length ${frame.length} does not fit its fields`);
-  const paged = type === PageFrameType.read || type === PageFrameType.data;
+  const answer = type === PageFrameType.data || type === PageFrameType.split;
+  const paged = answer || type === PageFrameType.read;
   if (paged && (pageCount < 1 || pageCount > PAGE_WIRE_MAX_PAGES)) throw breach(`${pageCount} pages`);
   if (paged && frame.firstPage + pageCount > 2 ** 32) throw breach('its pages pass the end of the region');
   if (paged && region > PageRegion.disk) throw breach(`region ${region} is unknown`);
-  if (dataPages > pageCount || (type !== PageFrameType.data && dataPages !== 0))
-    throw breach('too many data pages');
+  if (dataPages > pageCount || (!answer && dataPages !== 0)) throw breach('too many data pages');
   if (type === PageFrameType.error && (flags < 1 || flags > ERROR_CODE_MAX))
     throw breach(`error code ${flags}`);
 }
 
 /**
- * Checks a complete DATA frame's bitmap against its count of data pages, and that no bit stands behind its last page.
- * Throws 'bad-request'.
+ * Checks a complete DATA or SPLIT frame's bitmap against its count of data pages, that no bit stands behind its last page, and that
+ * no page is in both bitmaps. Throws 'bad-request'.
  */
 export function checkPageBitmap(buffer: Buffer, offset: number, frame: PageFrame): void {
   const at = offset + PAGE_FRAME_HEADER_BYTES;
+  const bitmapBytes = pageBitmapBytes(frame.pageCount);
+  const split = frame.type === PageFrameType.split;
   let bits = 0;
-  for (let word = 0; word < pageBitmapBytes(frame.pageCount); word += 4) {
+  for (let word = 0; word < bitmapBytes; word += 4) {
     const value = buffer.readUInt32LE(at + word);
+    const elsewhere = split ? buffer.readUInt32LE(at + bitmapBytes + word) : 0;
     const left = frame.pageCount - word * 8;
-    if (left < 32 && value >>> left !== 0) throw breach('bits behind the last page');
+    if (left < 32 && (value | elsewhere) >>> left !== 0) throw breach('bits behind the last page');
+    if ((value & elsewhere) !== 0) throw breach('a page is in both bitmaps');
     bits += popcount(value);
   }
   if (bits !== frame.dataPages) throw breach(`${bits} pages in the bitmap, ${frame.dataPages} in the frame`);
@@ -146,6 +180,17 @@ export function checkPageBitmap(buffer: Buffer, offset: number, frame: PageFrame
 
 export function hasPageData(buffer: Buffer, offset: number, index: number): boolean {
   return (((buffer[offset + PAGE_FRAME_HEADER_BYTES + (index >>> 3)] ?? 0) >>> (index & 7)) & 1) === 1;
+}
+
+/** Whether a page of a SPLIT frame was sent to everyone. */
+export function isMulticastPage(buffer: Buffer, offset: number, frame: PageFrame, index: number): boolean {
+  if (frame.type !== PageFrameType.split) return false;
+  return hasPageData(buffer, offset + pageBitmapBytes(frame.pageCount), index);
+}
+
+/** Number of the last datagram that was sent before a SPLIT frame, its low 32 bits. */
+export function splitLastNumber(buffer: Buffer, offset: number, pageCount: number): number {
+  return buffer.readUInt32LE(offset + splitDataOffset(pageCount) - 4);
 }
 
 function popcount(value: number): number {

@@ -1,4 +1,5 @@
 // What the page servers need of this package, without the control plane: a memtap's threads load no HTTP and no TLS.
 
 export * from './errors.ts';
+export * from './mcdist-datagram.ts';
 export * from './page-wire.ts';

@@ -215,12 +215,13 @@ describe('properties', () => {
   });
 
   it('is linear in hostile input', () => {
-    const startedAt = performance.now();
+    const before = process.threadCpuUsage();
     expect(messageOf(() => value('+1'.repeat(200_000)))).toContain('no error');
     expect(messageOf(() => value('['.repeat(500_000)))).toContain('nested deeper');
     expect(messageOf(() => value(`[${'1,'.repeat(200_000)}]`))).toContain('no error');
     expect(messageOf(() => value('1'.repeat(900_000)))).toContain('too long');
-    expect(performance.now() - startedAt).toBeLessThan(5000);
+    const { user, system } = process.threadCpuUsage(before);
+    expect((user + system) / 1000).toBeLessThan(5000);
   });
 });
 
@@ -235,15 +236,23 @@ describe('sfseed', () => {
     expect(parseSeedConfig(text, 'f')).toEqual({ diskImage: '/path/to/vm.img', vcpus: 1, memoryMib: 256 });
   });
 
+  it('reads the name of a checkpoint in place of an image', () => {
+    expect(parseSeedConfig("# disk_image\ncheckpoint = 'warm'\n", 'f')).toEqual({ checkpoint: 'warm' });
+  });
+
   it('resolves paths against the file and leaves image names alone', () => {
     writeFileSync(join(dir, 'seed.cfg'), "disk_image = './vm.img'\nvcpus = 1\nmemory = 1 << 8\n");
-    expect(readSeedConfig(join(dir, 'seed.cfg')).diskImage).toBe(join(dir, 'vm.img'));
-    expect(parseSeedConfig("disk_image = 'micro'\nvcpus = 1\nmemory = 64", 'f').diskImage).toBe('micro');
+    expect(readSeedConfig(join(dir, 'seed.cfg'))).toMatchObject({ diskImage: join(dir, 'vm.img') });
+    expect(parseSeedConfig("disk_image = 'micro'\nvcpus = 1\nmemory = 64", 'f')).toMatchObject({
+      diskImage: 'micro',
+    });
   });
 
   it.each([
     ["disk_image = 'micro'\nvcpus = 1", "/etc/s/seed.cfg: missing 'memory'; see docs/configuration.md"],
     ['', "missing 'disk_image', 'vcpus', 'memory'"],
+    ["checkpoint = 'warm'\nvcpus = 1", "/etc/s/seed.cfg:2:1: unknown setting 'vcpus'"],
+    ["checkpoint = '../warm'", '/etc/s/seed.cfg:1:14: checkpoint: must be up to 64 letters'],
     [
       "disk_image = 'micro'\nvcpu = 1\nmemory = 64",
       "/etc/s/seed.cfg:2:1: unknown setting 'vcpu'; did you mean 'vcpus'?",
@@ -275,10 +284,13 @@ describe('sfld and sfmd', () => {
       masterHost: '10.0.0.1',
       masterPort: 0xf10c,
       localListenPort: 0xc01f,
+      resultLimits: { cloneBytes: 16 << 20, ticketBytes: 256 << 20 },
       accel: 'auto',
       address: null,
       stateDir: '/var/lib/snowflock',
       runDir: '/run/snowflock',
+      socketGroup: null,
+      httpLimits: { connections: 4096, connectionsPerPeer: 1024, requests: 4096, requestsPerPeer: 1024 },
       tlsCa: '/etc/snowflock/tls/ca.crt',
       tlsCert: '/etc/snowflock/tls/host.crt',
       tlsKey: '/etc/snowflock/tls/host.key',
@@ -307,6 +319,7 @@ run_dir = 'run'
         { host: 'host2.mynet', multicastHost: 'host2.mcast', cpus: 2, ramBytes: 3 * 2 ** 30 },
       ],
       networkMode: 'unicast',
+      networkNameservers: [],
       networkWhitelist: ['www.example.org', '10.1.0.0/16', '192.0.2.7'],
       bandwidthCap: 20,
       runDir: '/etc/snowflock/run',
@@ -337,7 +350,7 @@ run_dir = 'run'
     ["cluster_hosts = ['a']", "f:1:18: cluster_hosts[0]: must be a dictionary with 'host', 'cpus' and 'RAM'"],
     [
       `cluster_hosts = [${host}]\nnetwork_mode = 'broadcast'`,
-      "f:2:16: network_mode: must be one of 'multicast', 'unicast'",
+      "f:2:16: network_mode: must be one of 'multicast', 'unicast', 'auto'",
     ],
     [
       `cluster_hosts = [${host}]\nnetwork_whitelist = ['10.0.0.0/99']`,

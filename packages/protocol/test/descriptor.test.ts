@@ -9,6 +9,8 @@ const descriptor: Descriptor = {
     ticket: 'd4d660b0-054e-4017-8393-ad04ff1c1ff7',
     forkId: 0xffffffff,
     nclones: 4,
+    held: true,
+    isolated: false,
     shape: { diskImage: 'micro', vcpus: 1, memoryMib: 256 },
     source: { address: '10.9.0.1', port: 4000, keyHex: 'ab'.repeat(32) },
     ramBytes: 256 << 20,

@@ -24,7 +24,7 @@ import {
 const readFrame: fc.Arbitrary<PageFrame> = fc.record({
   length: fc.constant(PAGE_FRAME_HEADER_BYTES),
   type: fc.constant(PageFrameType.read),
-  region: fc.integer({ min: 0, max: 1 }),
+  region: fc.integer({ min: 0, max: 2 }),
   flags: fc.integer({ min: 0, max: 255 }),
   pageCount: fc.integer({ min: 1, max: PAGE_WIRE_MAX_PAGES }),
   dataPages: fc.constant(0),
@@ -94,7 +94,7 @@ describe('page frames', () => {
     ['an unknown type', { type: 9 }],
     ['no pages', { pageCount: 0 }],
     ['too many pages', { pageCount: PAGE_WIRE_MAX_PAGES + 1 }],
-    ['an unknown region', { region: 2 }],
+    ['an unknown region', { region: 3 }],
     ['pages past the last one', { firstPage: 2 ** 32 - 1, pageCount: 2 }],
     ['more data than pages', { type: PageFrameType.data, pageCount: 1, dataPages: 2 }],
     ['an unknown error code', { type: PageFrameType.error, flags: 77 }],
