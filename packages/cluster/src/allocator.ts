@@ -13,6 +13,8 @@ export interface HostRoom {
   readonly host: string;
   readonly cpusFree: number;
   readonly ramFreeBytes: number;
+  /** How many VMs more it may have. */
+  readonly vmsFree: number;
   /** Clones that it runs or has promised. */
   readonly clones: number;
 }
@@ -52,7 +54,7 @@ export const defaultAllocator: Allocator = {
       let best: (typeof left)[number] | null = null;
       let ties = 0;
       for (const room of left) {
-        if (room.cpusFree < need || room.ramFreeBytes < request.ramBytes) continue;
+        if (room.cpusFree < need || room.ramFreeBytes < request.ramBytes || room.vmsFree < 1) continue;
         if (best === null || room.clones < best.clones) {
           best = room;
           ties = 1;
@@ -67,6 +69,7 @@ export const defaultAllocator: Allocator = {
       best.cpusFree -= vcpus;
       best.ramFreeBytes -= request.ramBytes;
       best.clones += 1;
+      best.vmsFree -= 1;
       slots.push({ host: best.host, vcpus });
       missing -= request.procs ? vcpus : 1;
     }

@@ -1,5 +1,11 @@
 export * from './allocator.ts';
+export * from './checkpoints.ts';
 export * from './cluster-state.ts';
 export * from './invariants.ts';
+export * from './lending.ts';
+export * from './limits.ts';
+export { movingOf } from './migration-end.ts';
+export * from './outcomes.ts';
+export * from './rows.ts';
 export * from './state.ts';
 export * from './views.ts';

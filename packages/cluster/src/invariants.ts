@@ -1,6 +1,7 @@
 // What is true of the state after every command, whatever came before.
 
-import { clonesOf, PAST_TICKETS_MAX, QUEUE_MAX, VMID_MAX, vmsOf, type SystemData } from './state.ts';
+import { VMID_MAX } from '@snowflock/protocol';
+import { clonesOf, isEnded, PAST_TICKETS_MAX, vmsOf, type Cluster, type SystemData } from './state.ts';
 import { hostUsage } from './views.ts';
 
 /** Everything that is wrong; empty when all is well. */
@@ -10,20 +11,24 @@ export function brokenInvariants(system: SystemData): string[] {
   for (const [name, used] of hostUsage(system)) {
     const host = system.hosts[name];
     check(
-      used.cpus <= (host?.cpus ?? 0),
+      host?.shrunk === true || used.cpus <= (host?.cpus ?? 0),
       `host ${name} has promised ${used.cpus} of ${host?.cpus ?? 0} cpus`,
     );
     check(
-      used.ramBytes <= (host?.ramBytes ?? 0),
+      host?.shrunk === true || used.ramBytes <= (host?.ramBytes ?? 0),
       `host ${name} has promised ${used.ramBytes} bytes of ${host?.ramBytes ?? 0}`,
     );
   }
-  check(system.queue.length <= QUEUE_MAX, 'the queue is over its bound');
   for (const waiting of system.queue) {
     const cluster = system.clusters[waiting.clusterid];
     check(
       cluster?.closing === false,
       `request ${waiting.requestId} waits for a cluster that is gone or closing`,
+    );
+    const owner = cluster?.vms[waiting.owner];
+    check(
+      owner !== undefined && (owner.vmid === 0 || !isEnded(owner)),
+      `request ${waiting.requestId} is one of vmid ${waiting.owner}, which has ended`,
     );
   }
   for (const cluster of Object.values(system.clusters)) {
@@ -31,6 +36,7 @@ export function brokenInvariants(system: SystemData): string[] {
     check(cluster.clusterid < system.nextClusterid, `${name}: its id may be given out again`);
     check(cluster.past.length <= PAST_TICKETS_MAX, `${name}: remembers too many tickets`);
     check(cluster.closing || cluster.vms[0] !== undefined, `${name}: has no master VM`);
+    wrong.push(...brokenFrozen(system, cluster), ...brokenMigrations(system, cluster));
     for (const vm of vmsOf(cluster)) {
       check(
         vm.vmid < cluster.nextVmid && vm.vmid <= VMID_MAX,
@@ -42,6 +48,7 @@ export function brokenInvariants(system: SystemData): string[] {
           (each) =>
             each.host === vm.host &&
             each.clusterid === cluster.clusterid &&
+            each.vmid === null &&
             (each.ticket === null || each.ticket === vm.ticket),
         );
         check(open, `${name}: vmid ${vm.vmid} is destroyed and no host was asked to clean up`);
@@ -49,6 +56,17 @@ export function brokenInvariants(system: SystemData): string[] {
         check(ticket?.vmids.includes(vm.vmid) === true, `${name}: vmid ${vm.vmid} belongs to no ticket`);
     }
     for (const ticket of Object.values(cluster.tickets)) {
+      const owner = cluster.vms[ticket.owner];
+      check(
+        owner !== undefined &&
+          (!isEnded(owner) || owner.unreachable) &&
+          (owner.vmid === 0 || !isEnded(owner)),
+        `${name}: ticket ${ticket.ticket} belongs to vmid ${ticket.owner}, which is ${owner?.status ?? 'gone'}`,
+      );
+      check(
+        ticket.vmids.every((vmid) => vmid > ticket.owner),
+        `${name}: ticket ${ticket.ticket} has clones older than the VM that forks`,
+      );
       check(
         clonesOf(cluster, ticket).length === ticket.vmids.length,
         `${name}: ticket ${ticket.ticket} lacks VMs`,
@@ -62,8 +80,59 @@ export function brokenInvariants(system: SystemData): string[] {
   }
   for (const cleanup of system.cleanups)
     check(
-      system.clusters[cleanup.clusterid] !== undefined,
-      `cleanup for cluster ${cleanup.clusterid}, which is forgotten`,
+      cleanup.clusterid < system.nextClusterid,
+      `cleanup for cluster ${cleanup.clusterid}, whose id may be given out again`,
     );
+  return wrong;
+}
+
+/** One image for each ticket, where its owner runs, or ran when it forked with it; and for each that has ended, until its host has confirmed. */
+function brokenFrozen(system: SystemData, cluster: Cluster): string[] {
+  const wrong: string[] = [];
+  const name = `cluster ${cluster.clusterid}`;
+  for (const { ticket, owner, status } of Object.values(cluster.tickets)) {
+    const host = cluster.frozen[ticket]?.host;
+    if (host === undefined || (status === 'unused' && host !== cluster.vms[owner]?.host))
+      wrong.push(`${name}: the frozen image of ticket ${ticket} is counted on ${host ?? 'no host'}`);
+  }
+  for (const { ticket, host } of Object.values(cluster.frozen)) {
+    const ending = system.cleanups.some(
+      (open) =>
+        open.clusterid === cluster.clusterid &&
+        open.host === host &&
+        open.vmid === null &&
+        (open.ticket === null || open.ticket === ticket),
+    );
+    if (!cluster.tickets[ticket] && !ending)
+      wrong.push(`${name}: holds memory on ${host} for ticket ${ticket}, which has ended`);
+  }
+  return wrong;
+}
+
+/** A VM is migrated once at a time, from where it is; what hosts hold for one that has ended, they are asked to free. */
+function brokenMigrations(system: SystemData, cluster: Cluster): string[] {
+  const wrong: string[] = [];
+  const { clusterid, vms } = cluster;
+  const seen = new Set<number>();
+  for (const { ticket, vmid, from, to, moved, ending, held } of Object.values(cluster.migrations)) {
+    const name = `cluster ${clusterid}: migration ${ticket} of vmid ${vmid}`;
+    if (seen.has(vmid)) wrong.push(`${name}: it is being migrated twice`);
+    seen.add(vmid);
+    const isClosing = cluster.closing;
+    if (!ending && !isClosing && vms[vmid]?.host !== (moved ? to : from))
+      wrong.push(`${name}: the VM is on ${vms[vmid]?.host ?? 'no host'}`);
+    if (held.length === 0) wrong.push(`${name}: nobody holds anything for it`);
+    for (const host of ending || isClosing ? held : []) {
+      const open = system.cleanups.some(
+        (each) =>
+          each.host === host &&
+          each.clusterid === clusterid &&
+          each.vmid === null &&
+          (each.ticket === null || each.ticket === ticket),
+      );
+      // a guest that shuts its cluster down powers itself off first
+      if (!open && !(isClosing && !ending)) wrong.push(`${name}: host ${host} was not asked to clean up`);
+    }
+  }
   return wrong;
 }

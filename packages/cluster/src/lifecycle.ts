@@ -1,84 +1,61 @@
-// Hosts and clusters: reports, silence, seeding, ends of VMs, shutdown, and what hosts confirm to have cleaned up.
+// Clusters and their VMs: seeding, ends, shutdown, and what hosts confirm to have cleaned up.
 
-import { SnowflockError, type HostReport, type VmEnded, type VmShape } from '@snowflock/protocol';
-import { defaultAllocator } from './allocator.ts';
+import { SnowflockError, type VmEnded, type VmShape } from '@snowflock/protocol';
+import { defaultAllocator, type HostRoom } from './allocator.ts';
+import { seedableCheckpoint } from './checkpoints.ts';
 import { openCleanup, type Effect } from './effects.ts';
-import { findCluster, findHost, findVm, masterVmOf, openCluster } from './lookup.ts';
-import { CLUSTERID_MAX, HOST_DOWN_AFTER_MS, isEnded, vmRamBytes, vmsOf } from './state.ts';
-import type { Cleanup, Cluster, SystemData, Vm } from './state.ts';
-import { serveQueue, type Chance } from './queue.ts';
-import { endTicket } from './tickets.ts';
+import { findCluster, findVm, masterVmOf, openCluster } from './lookup.ts';
+import { CLUSTERID_MAX, isEnded, vmRamBytes, vmsOf } from './state.ts';
+import type { CheckpointUse, Cleanup, Cluster, Left, SystemData, Vm } from './state.ts';
+import type { Chance } from './queue.ts';
+import { endMigrationOf, migrationCleaned } from './migration-end.ts';
+import { endTicketsOf, refuseRequests } from './tickets.ts';
 import { hostRooms } from './views.ts';
-
-// ---- hosts --------------------------------------------------------------------------------------------------------
-
-export function hostReported(
-  system: SystemData,
-  { host: name, report, nowMs }: { host: string; report: HostReport; nowMs: number },
-  chance: Chance,
-): Effect[] {
-  const host = findHost(system, name);
-  const effects: Effect[] = [];
-  const instance = report.instance ?? null;
-  const restarted = host.instance !== null && instance !== null && host.instance !== instance;
-  Object.assign(host, {
-    address: report.address,
-    sfldPort: report.sfldPort,
-    accel: report.accel,
-    reportedAtMs: nowMs,
-  });
-  if (instance !== null) host.instance = instance;
-  if (!host.up) effects.push({ type: 'host-up', host: name });
-  host.up = true;
-  for (const { cluster, vm } of vmsAt(system, name)) {
-    if (vm.vmid === 0 && vm.unreachable && vm.status === 'lost')
-      Object.assign(vm, { status: 'running', reason: null });
-    vm.unreachable = false;
-    if (restarted && !isEnded(vm))
-      effects.push(
-        ...endVm(system, cluster, vm, { status: 'lost', reason: `sfld of host ${name} was restarted` }),
-      );
-  }
-  return [...effects, ...serveQueue(system, chance)];
-}
-
-/** Marks hosts down that have been silent too long; their VMs are lost. */
-export function tick(system: SystemData, nowMs: number): Effect[] {
-  const effects: Effect[] = [];
-  for (const host of Object.values(system.hosts)) {
-    const silentMs = nowMs - (host.reportedAtMs ?? nowMs);
-    if (!host.up || silentMs <= HOST_DOWN_AFTER_MS) continue;
-    host.up = false;
-    effects.push({ type: 'host-down', host: host.host });
-    const reason = `host ${host.host} stopped answering ${Math.round(silentMs / 1000)} s before`;
-    for (const { cluster, vm } of vmsAt(system, host.host)) {
-      if (isEnded(vm)) continue;
-      Object.assign(vm, { status: 'lost', reason, unreachable: true });
-      effects.push({ type: 'vm-ended', clusterid: cluster.clusterid, vmid: vm.vmid, reason });
-    }
-  }
-  return effects;
-}
-
-function vmsAt(system: SystemData, host: string): { cluster: Cluster; vm: Vm }[] {
-  return Object.values(system.clusters).flatMap((cluster) =>
-    vmsOf(cluster).flatMap((vm) => (vm.host === host ? [{ cluster, vm }] : [])),
-  );
-}
 
 // ---- clusters -----------------------------------------------------------------------------------------------------
 
 /** A new cluster with its master VM on the least loaded host that has room. Its id is in the effect. */
-export function seed(system: SystemData, shape: VmShape, { random }: Chance): Effect[] {
+export function seed(system: SystemData, shape: VmShape, chance: Chance): Effect[] {
+  return seedOn(system, { shape, rooms: hostRooms(system), from: null }, chance);
+}
+
+/** The same, of a checkpoint: on a host that can go on with what was computed on that kind of processor. */
+export function seedCheckpoint(
+  system: SystemData,
+  { name, ticket }: { name: string; ticket: string },
+  chance: Chance,
+): Effect[] {
+  const { id, host, shape, accel, diskBytes } = seedableCheckpoint(system, name);
+  const rooms = hostRooms(system).filter((room) => system.hosts[room.host]?.accel === accel);
+  return seedOn(system, { shape, rooms, from: { name, id, host, ticket, diskBytes } }, chance);
+}
+
+function seedOn(
+  system: SystemData,
+  options: {
+    shape: VmShape;
+    rooms: readonly HostRoom[];
+    from: (CheckpointUse & { readonly diskBytes: number }) | null;
+  },
+  { random, allocator = defaultAllocator }: Chance,
+): Effect[] {
+  const { shape, rooms, from } = options;
   const request = { count: 1, procs: false, vcpus: shape.vcpus, ramBytes: vmRamBytes(shape) };
-  const slot = defaultAllocator.allocate(hostRooms(system), request, random)[0];
+  const { clusters: most } = system.limits;
+  if (Object.keys(system.clusters).length >= most)
+    throw new SnowflockError(
+      'no-resources',
+      `there are ${most} clusters, as many as sfmd's configuration allows (max_clusters); shut one down`,
+    );
+  const slot = allocator.allocate(rooms, request, random)[0];
   if (!slot) throw new SnowflockError('no-resources', noRoomFor(system, shape));
   if (system.nextClusterid > CLUSTERID_MAX)
     throw new SnowflockError('no-resources', `all clusterids up to ${CLUSTERID_MAX} have been used`);
   const clusterid = system.nextClusterid++;
   const vm: Vm = {
     ...{ vmid: 0, host: slot.host, vcpus: shape.vcpus, memoryMib: shape.memoryMib, ticket: null },
-    ...{ status: 'preparing', reason: null, unreachable: false },
+    ...{ status: 'preparing', reason: null, unreachable: false, freed: false, missingSinceMs: null },
+    ...{ left: null, endedAtMs: null },
   };
   system.clusters[clusterid] = {
     clusterid,
@@ -87,10 +64,15 @@ export function seed(system: SystemData, shape: VmShape, { random }: Chance): Ef
     nextVmid: 1,
     closing: false,
     vms: { 0: vm },
+    checkpoint: from && { name: from.name, id: from.id, host: from.host, ticket: from.ticket },
     tickets: {},
+    frozen: {},
+    migrations: {},
     past: [],
   };
-  return [{ type: 'start-master', clusterid, host: slot.host, shape }];
+  const { checkpoint } = system.clusters[clusterid] ?? { checkpoint: null };
+  const diskBytes = from?.diskBytes ?? 0;
+  return [{ type: 'start-master', clusterid, host: slot.host, shape, checkpoint, diskBytes }];
 }
 
 function noRoomFor(system: SystemData, { vcpus, memoryMib }: VmShape): string {
@@ -114,15 +96,15 @@ export function masterStarted(
   const cluster = findCluster(system, clusterid);
   cluster.diskBytes = diskBytes;
   const vm = masterVmOf(cluster);
-  if (vm.status === 'preparing') vm.status = 'running';
-  return [];
+  if (vm.status !== 'preparing') return [];
+  vm.status = 'running';
+  return [{ type: 'cluster-started', clusterid, host: vm.host }];
 }
 
 /** Ends a cluster with all it has. Without `force` only when no ticket is outstanding (manual section 5). */
 export function shutdown(
   system: SystemData,
   { clusterid, force, byGuest }: { clusterid: number; force: boolean; byGuest: boolean },
-  chance: Chance,
 ): Effect[] {
   const cluster = findCluster(system, clusterid);
   const outstanding = Object.values(cluster.tickets).filter((ticket) => ticket.status === 'outstanding');
@@ -132,94 +114,111 @@ export function shutdown(
       `cluster ${clusterid} has clones that are not merged; merge or join first: ${outstanding.map((ticket) => ticket.ticket).join(', ')}`,
     );
   cluster.closing = true;
-  const waiting = system.queue.filter((each) => each.clusterid === clusterid);
-  for (const each of waiting) system.queue.splice(system.queue.indexOf(each), 1);
-  const effects = waiting.map(({ requestId }): Effect => ({
-    type: 'refused',
-    requestId,
-    code: 'no-such-cluster',
-    message: `cluster ${clusterid} was shut down`,
-  }));
-  for (const ticket of Object.values(cluster.tickets))
-    effects.push(
-      ...endTicket(system, cluster, ticket, ticket.status === 'outstanding' ? 'merged' : 'disposed'),
-    );
+  const effects = [
+    ...refuseRequests(system, (each) => each.clusterid === clusterid, {
+      code: 'no-such-cluster',
+      message: `cluster ${clusterid} was shut down`,
+    }),
+    // All others are those of its clones. It is forgotten already when the end of the cluster is under way.
+    ...(cluster.vms[0] ? endTicketsOf(system, cluster, cluster.vms[0]) : []),
+  ];
   // A guest that shuts its cluster down powers itself off next: its end will be reported.
-  if (byGuest && !isEnded(masterVmOf(cluster))) return [...effects, ...serveQueue(system, chance)];
-  return [...effects, ...destroyCluster(system, cluster), ...serveQueue(system, chance)];
+  if (byGuest && !isEnded(masterVmOf(cluster))) return effects;
+  return [...effects, ...destroyCluster(system, cluster)];
 }
 
 function destroyCluster(system: SystemData, cluster: Cluster): Effect[] {
   const { clusterid } = cluster;
   const open = system.cleanups.filter((cleanup) => cleanup.clusterid === clusterid);
-  const hosts = new Set([...vmsOf(cluster), ...open].map(({ host }) => host));
+  const feeding = cluster.checkpoint === null ? [] : [cluster.checkpoint];
+  const moving = Object.values(cluster.migrations).flatMap(({ held }) => held);
+  const hosts = new Set([...[...vmsOf(cluster), ...open, ...feeding].map(({ host }) => host), ...moving]);
+  const isNews = vmsOf(cluster).some((vm) => vm.status !== 'destroyed');
   for (const vm of vmsOf(cluster)) vm.status = 'destroyed';
-  // One for the whole cluster takes the place of those for its tickets.
+  // One for the whole cluster takes the place of those for its tickets and VMs.
   for (const cleanup of open)
-    if (cleanup.ticket !== null) system.cleanups.splice(system.cleanups.indexOf(cleanup), 1);
-  return [...hosts].flatMap((host) => openCleanup(system, { host, clusterid, ticket: null }));
+    if (cleanup.ticket !== null || cleanup.vmid !== null)
+      system.cleanups.splice(system.cleanups.indexOf(cleanup), 1);
+  const cleanups = [...hosts].flatMap((host) =>
+    openCleanup(system, { host, clusterid, ticket: null, vmid: null }),
+  );
+  return isNews ? [{ type: 'cluster-ended', clusterid }, ...cleanups] : cleanups;
 }
 
 /** A host has destroyed what the cleanup names: now it is free. */
-export function cleaned(system: SystemData, cleanup: Cleanup, chance: Chance): Effect[] {
+export function cleaned(system: SystemData, cleanup: Cleanup): Effect[] {
   const index = system.cleanups.findIndex(
     (open) =>
-      open.host === cleanup.host && open.clusterid === cleanup.clusterid && open.ticket === cleanup.ticket,
+      open.host === cleanup.host &&
+      open.clusterid === cleanup.clusterid &&
+      open.ticket === cleanup.ticket &&
+      open.vmid === cleanup.vmid,
   );
-  const cluster = system.clusters[cleanup.clusterid];
-  if (index < 0 || !cluster) return [];
+  if (index < 0) return [];
   system.cleanups.splice(index, 1);
+  const cluster = system.clusters[cleanup.clusterid];
+  if (!cluster) return [];
+  if (cleanup.vmid !== null) {
+    const vm = cluster.vms[cleanup.vmid];
+    if (vm?.host === cleanup.host && isEnded(vm)) vm.freed = true;
+  } else destroyed(cluster, cleanup);
+  const open = system.cleanups.some((other) => other.clusterid === cleanup.clusterid);
+  if (cluster.closing && !open && vmsOf(cluster).length === 0) delete system.clusters[cleanup.clusterid];
+  return [];
+}
+
+function destroyed(cluster: Cluster, cleanup: Cleanup): void {
+  migrationCleaned(cluster, cleanup);
+  for (const { ticket, host } of Object.values(cluster.frozen))
+    if (host === cleanup.host && (cleanup.ticket === null || cleanup.ticket === ticket))
+      delete cluster.frozen[ticket];
   for (const vm of vmsOf(cluster))
     if (vm.host === cleanup.host && (cleanup.ticket === null || vm.ticket === cleanup.ticket))
       delete cluster.vms[vm.vmid];
-  const open = system.cleanups.some((other) => other.clusterid === cleanup.clusterid);
-  if (cluster.closing && !open && vmsOf(cluster).length === 0) delete system.clusters[cleanup.clusterid];
-  return serveQueue(system, chance);
 }
 
 // ---- VMs ----------------------------------------------------------------------------------------------------------
 
-/** A VM is gone. The end of a master VM is the end of its cluster: its clones have nobody to return to. */
+/** A VM is gone, and with it its clones, which have nobody to return to; the end of a master VM is the end of its cluster. */
 export function vmEnded(
   system: SystemData,
   { clusterid, vmid, ended }: { clusterid: number; vmid: number; ended: VmEnded },
-  chance: Chance,
 ): Effect[] {
   const cluster = findCluster(system, clusterid);
   const vm = findVm(cluster, vmid);
-  const effects: Effect[] = [];
-  if (!isEnded(vm) || vm.unreachable) {
-    const status = ended.how === 'lost' ? 'lost' : 'exited';
-    effects.push(
-      ...endVm(system, cluster, vm, { status, reason: ended.reason === '' ? ended.how : ended.reason }),
-    );
-  }
-  return vmid === 0 || effects.length > 0 ? [...effects, ...serveQueue(system, chance)] : effects;
+  if (isEnded(vm) && !vm.unreachable) return [];
+  const status = ended.how === 'lost' ? 'lost' : 'exited';
+  const reason = ended.reason === '' ? ended.how : ended.reason;
+  return endVm(system, cluster, vm, { status, reason, left: leftBy(ended) });
 }
 
-function endVm(
+function leftBy({ how, status = 0, resultBytes = 0 }: VmEnded): Left | null {
+  if (how === 'lost') return null;
+  return how === 'exited' ? { how, status, resultBytes } : { how: 'ended', status: null, resultBytes: 0 };
+}
+
+export function endVm(
   system: SystemData,
   cluster: Cluster,
   vm: Vm,
-  end: { status: 'exited' | 'lost'; reason: string },
+  end: { status: 'exited' | 'lost'; reason: string; left?: Left | null },
 ): Effect[] {
-  if (vm.status !== 'destroyed') Object.assign(vm, end, { unreachable: false });
+  const { clusterid, vmid, host, ticket } = { clusterid: cluster.clusterid, ...vm };
+  if (vm.status !== 'destroyed')
+    Object.assign(vm, { left: null, endedAtMs: vm.endedAtMs ?? system.nowMs }, end, { unreachable: false });
   const effects: Effect[] = [
-    { type: 'vm-ended', clusterid: cluster.clusterid, vmid: vm.vmid, reason: end.reason },
+    { type: 'vm-ended', clusterid, vmid, host, ticket, how: end.status, reason: end.reason },
   ];
-  if (vm.vmid !== 0) return effects;
+  if (vm.vmid !== 0)
+    return [...effects, ...endMigrationOf(system, cluster, vm), ...endTicketsOf(system, cluster, vm)];
   cluster.closing = true;
-  for (const waiting of system.queue.filter((each) => each.clusterid === cluster.clusterid)) {
-    system.queue.splice(system.queue.indexOf(waiting), 1);
-    effects.push({
-      type: 'refused',
-      requestId: waiting.requestId,
+  effects.push(
+    ...refuseRequests(system, (each) => each.clusterid === clusterid, {
       code: 'no-such-cluster',
       message: `the master VM ended: ${end.reason}`,
-    });
-  }
-  for (const ticket of Object.values(cluster.tickets))
-    effects.push(...endTicket(system, cluster, ticket, 'merged'));
+    }),
+    ...endTicketsOf(system, cluster, vm),
+  );
   return [...effects, ...destroyCluster(system, cluster)];
 }
 
@@ -227,11 +226,7 @@ function endVm(
 export function masterFailed(
   system: SystemData,
   { clusterid, reason }: { clusterid: number; reason: string },
-  chance: Chance,
 ): Effect[] {
   const cluster = openCluster(system, clusterid);
-  return [
-    ...endVm(system, cluster, masterVmOf(cluster), { status: 'lost', reason }),
-    ...serveQueue(system, chance),
-  ];
+  return endVm(system, cluster, masterVmOf(cluster), { status: 'lost', reason });
 }

@@ -1,58 +1,98 @@
-// What sfmd knows, as plain data: it survives JSON, and nothing in it depends on a process.
+// What sfmd knows, as plain data: it survives JSON, and nothing in it depends on a process. What lasts is stored row by row
+// (rows.ts), so nested values are replaced, never changed; times are monotonic, of this sfmd, and begin anew with each.
 //
 //   ticket   (asked) ─▶ waiting in the queue ─▶ unused ──redeem──▶ outstanding ──merge, join──▶ past: merged
 //                  └──────────────────────────▶   └────dispose────────────────────────────────▶ past: disposed
 //   VM       preparing ─▶ booting ─▶ running ─▶ exited │ lost ─▶ destroyed ─▶ (forgotten)
 //   host     down ◀── reports ──▶ up
 //
+// VMs and tickets make a tree: a ticket has an owner, the VM that asked for it, and each clone its ticket. What becomes of a VM's
+// tickets when it ends: its clones have nobody to return to, so they end with it, and theirs with them.
+//
 // A VM holds its processors and memory from the grant until its host has confirmed that it is gone: a promise is never
 // made on the assumption that a silent host has cleaned up. Until then it is 'destroyed' with a Cleanup to its host open.
 
-import type { TicketRequest, VmShape, VmStatus } from '@snowflock/protocol';
+import type { HeldCheckpoint, TicketRequest, VmShape, VmStatus } from '@snowflock/protocol';
+import { DEFAULT_LIMITS, type Limits } from './limits.ts';
 
-/** Highest vmid that has an address (protocol: addresses.ts). */
-export const VMID_MAX = 65533;
 export const CLUSTERID_MAX = 0xfffffe;
-/** Blocked ticket requests in all; each holds a connection of its host. */
-export const QUEUE_MAX = 1024;
 /** Tickets of a cluster that are remembered after their end, to tell 'used' from 'never existed'. */
-export const PAST_TICKETS_MAX = 1024;
-/** Tickets that one cluster may hold at a time. */
-export const TICKETS_PER_CLUSTER_MAX = 1024;
+export const PAST_TICKETS_MAX = 512;
 /** A host reports every 2 s; after four missed reports it counts as down. */
 export const HOST_DOWN_AFTER_MS = 8000;
+/** An sfld asks again for 30 s after an answer got lost; what nobody has asked for after twice that is given back. */
+export const UNCLAIMED_AFTER_MS = 60_000;
+/** From the redemption of a ticket to the report of its launch: sfld launches for at most 60 s, and tells for 30 s more. */
+export const LAUNCH_REPORT_AFTER_MS = 120_000;
+/** A VM that runs as far as sfmd knows, and that its host's reports have not listed for so long, is lost. Longer than a report may be under way. */
+export const VM_MISSING_AFTER_MS = 10_000;
 
 export interface Host {
   readonly host: string;
-  readonly cpus: number;
-  readonly ramBytes: number;
+  cpus: number;
+  ramBytes: number;
+  /** What of it SnowFlock may use at the moment, when it is shared with others; null: all. */
+  lent: { readonly cpus: number; readonly ramBytes: number } | null;
+  /** Its configuration was made smaller than what it has promised; nothing is taken back. */
+  shrunk: boolean;
   /** From its reports; null before the first. */
   address: string | null;
   sfldPort: number | null;
   accel: 'kvm' | 'tcg' | null;
-  /** Of the running sfld; a new one has none of the old one's VMs. */
+  /** Of the running sfld; a new one knows nothing of what the old one had under way. */
   instance: string | null;
   up: boolean;
   reportedAtMs: number | null;
 }
 
+/** What a clone has left behind, that was not lost. */
+export interface Left {
+  readonly how: 'exited' | 'ended';
+  /** Of ic_exit; null unless exited. */
+  readonly status: number | null;
+  /** On the parent's host. */
+  readonly resultBytes: number;
+}
+
 export interface Vm {
   readonly vmid: number;
-  readonly host: string;
+  /** Changes when it is migrated. */
+  host: string;
   readonly vcpus: number;
   readonly memoryMib: number;
   readonly ticket: string | null;
   status: VmStatus;
   reason: string | null;
+  /** Null until it has exited or was ended, and for one that was lost. */
+  left: Left | null;
+  /** Null: it runs, or ended before this sfmd was started. */
+  endedAtMs: number | null;
   /** Lost only because its host stopped reporting; a master VM is back when its host is. */
   unreachable: boolean;
+  /** Its host has confirmed that it is gone: it holds nothing any more, and stays for its ticket's sake. */
+  freed: boolean;
+  /** Since when its host's reports do not list it, though it should run there; null: they do. */
+  missingSinceMs: number | null;
 }
 
 export interface Ticket {
   readonly ticket: string;
+  /** vmid of the VM that asked for it: who forks with it, and whom its clones return to. */
+  readonly owner: number;
+  /** The request that it answers, and how much of it. */
+  readonly requestId: string;
+  readonly allowed: number;
+  /** The grant has reached whoever asked. */
+  delivered: boolean;
+  /** Of clone_master; null: unused, or redeemed by somebody who gave no name. */
+  redemption: string | null;
+  /** The owner's host has told which clones run. */
+  launched: boolean;
+  /** Since its grant, or redemption, or the start of this sfmd. */
+  sinceMs: number;
   readonly vmids: readonly number[];
-  /** Hosts whose answer to the preparation is not in; of the source: the master VM's host. */
-  readonly preparing: string[];
+  /** Hosts whose answer to the preparation is not in; of the source: the owner's host. */
+  preparing: readonly string[];
   sourcePreparing: boolean;
   sourceError: string | null;
   status: 'unused' | 'outstanding';
@@ -61,6 +101,48 @@ export interface Ticket {
 export interface PastTicket {
   readonly ticket: string;
   readonly how: 'merged' | 'disposed';
+}
+
+/** Where a ticket's frozen image is, or may be: from the grant until that host has confirmed the ticket's end. */
+export interface FrozenImage {
+  readonly ticket: string;
+  readonly host: string;
+}
+
+export interface Checkpoint extends HeldCheckpoint {
+  readonly host: string;
+  status: 'writing' | 'ready' | 'missing' | 'deleting';
+}
+
+/**
+ * A VM on its way to another host, and what it has left behind:
+ *
+ *   moving ──it runs there──▶ moved: its memory is fetched ──all is there──▶ ending ──confirmed──▶ (forgotten)
+ *      └──it stays────────────────────────────────────────────────────────────▶ ending
+ *
+ * While it is moving it holds what it needs on both hosts; then, on the one that it has left, its memory.
+ */
+export interface Migration {
+  /** What its memory is fetched under. */
+  readonly ticket: string;
+  readonly vmid: number;
+  readonly vcpus: number;
+  readonly memoryMib: number;
+  readonly from: string;
+  readonly to: string;
+  moved: boolean;
+  ending: boolean;
+  /** Hosts that hold something for it and have not confirmed its end. */
+  held: readonly string[];
+}
+
+/** Which checkpoint a cluster is fed from. */
+export interface CheckpointUse {
+  readonly name: string;
+  readonly id: string;
+  readonly host: string;
+  /** What the pages are fetched under. */
+  readonly ticket: string;
 }
 
 export interface Cluster {
@@ -73,14 +155,21 @@ export interface Cluster {
   closing: boolean;
   readonly vms: Record<string, Vm>;
   readonly tickets: Record<string, Ticket>;
-  readonly past: PastTicket[];
+  /** By ticket. */
+  readonly frozen: Record<string, FrozenImage>;
+  /** By ticket. */
+  readonly migrations: Record<string, Migration>;
+  /** What its master VM was started from and is fed from; null: an image. */
+  readonly checkpoint: CheckpointUse | null;
+  past: readonly PastTicket[];
 }
 
-/** A host still has to destroy what it has of a ticket, or of the whole cluster (ticket null). */
+/** A host still has to destroy what it has of a ticket, of one VM, or (both null) of the whole cluster. */
 export interface Cleanup {
   readonly host: string;
   readonly clusterid: number;
   readonly ticket: string | null;
+  readonly vmid: number | null;
 }
 
 /** Which ticket. */
@@ -89,18 +178,36 @@ export interface TicketRef {
   readonly ticket: string;
 }
 
+/** Which ticket, and who asks: the vmid of a VM, which may only ask of its own; absent: an operator, or a host by itself. */
+export interface TicketAsk extends TicketRef {
+  readonly by?: number | undefined;
+}
+
 export interface Waiting {
   readonly requestId: string;
   readonly clusterid: number;
+  /** vmid of the VM that asks. */
+  readonly owner: number;
   readonly request: TicketRequest;
+  /** Place in the line. */
+  readonly order: number;
+  /** Since sfmd was restarted, until whoever waits has asked again; null: somebody waits. */
+  unclaimedSinceMs: number | null;
 }
 
 export interface SystemData {
   readonly hosts: Record<string, Host>;
   readonly clusters: Record<string, Cluster>;
+  readonly checkpoints: Record<string, Checkpoint>;
   readonly queue: Waiting[];
   readonly cleanups: Cleanup[];
   nextClusterid: number;
+  /** As configured. */
+  limits: Limits;
+  /** How many sfmds have had this state. */
+  starts: number;
+  /** Of the last report or tick. */
+  nowMs: number;
 }
 
 export interface HostCapacity {
@@ -109,14 +216,47 @@ export interface HostCapacity {
   readonly ramBytes: number;
 }
 
-export function createSystem(options: { hosts: readonly HostCapacity[]; clusterid: number }): SystemData {
+export function createSystem(options: {
+  hosts: readonly HostCapacity[];
+  clusterid: number;
+  limits?: Limits;
+}): SystemData {
   const hosts: Record<string, Host> = {};
-  for (const { host, cpus, ramBytes } of options.hosts)
-    hosts[host] = {
-      ...{ host, cpus, ramBytes, address: null, sfldPort: null, accel: null, instance: null },
-      ...{ up: false, reportedAtMs: null },
-    };
-  return { hosts, clusters: {}, queue: [], cleanups: [], nextClusterid: options.clusterid };
+  for (const capacity of options.hosts) hosts[capacity.host] = newHost(capacity);
+  return {
+    hosts,
+    clusters: {},
+    checkpoints: {},
+    queue: [],
+    cleanups: [],
+    nextClusterid: options.clusterid,
+    limits: options.limits ?? DEFAULT_LIMITS,
+    starts: 0,
+    nowMs: 0,
+  };
+}
+
+export function newHost({ host, cpus, ramBytes }: HostCapacity): Host {
+  return {
+    ...{
+      host,
+      cpus,
+      ramBytes,
+      lent: null,
+      shrunk: false,
+      address: null,
+      sfldPort: null,
+      accel: null,
+      instance: null,
+    },
+    ...{ up: false, reportedAtMs: null },
+  };
+}
+
+/** What VMs may have of a host now. */
+export function capacityOf({ cpus, ramBytes, lent }: Host): { cpus: number; ramBytes: number } {
+  if (lent === null) return { cpus, ramBytes };
+  return { cpus: Math.min(cpus, lent.cpus), ramBytes: Math.min(ramBytes, lent.ramBytes) };
 }
 
 export function vmRamBytes(vm: { memoryMib: number }): number {
@@ -133,4 +273,8 @@ export function vmsOf(cluster: Cluster): Vm[] {
 
 export function clonesOf(cluster: Cluster, ticket: Ticket): Vm[] {
   return ticket.vmids.flatMap((vmid) => cluster.vms[vmid] ?? []);
+}
+
+export function ticketsOf(cluster: Cluster, vm: Vm): Ticket[] {
+  return Object.values(cluster.tickets).filter((ticket) => ticket.owner === vm.vmid);
 }

@@ -6,6 +6,7 @@ const room = (host: string, cpusFree: number, ramFreeBytes = 1000, clones = 0): 
   host,
   cpusFree,
   ramFreeBytes,
+  vmsFree: 1000,
   clones,
 });
 const spread = (slots: readonly { host: string }[]): Record<string, number> => {
@@ -64,6 +65,7 @@ describe('the default allocator', () => {
       cpusFree: fc.integer({ min: 0, max: 16 }),
       ramFreeBytes: fc.integer({ min: 0, max: 64 }),
       clones: fc.integer({ min: 0, max: 8 }),
+      vmsFree: fc.integer({ min: 0, max: 20 }),
     }),
     { minLength: 1, maxLength: 300 },
   );
@@ -86,7 +88,11 @@ describe('the default allocator', () => {
             const cpus = mine.reduce((sum, slot) => sum + slot.vcpus, 0);
             expect(cpus).toBeLessThanOrEqual(host.cpusFree);
             expect(mine.length * ramBytes).toBeLessThanOrEqual(host.ramFreeBytes);
-            const full = host.cpusFree - cpus < need || host.ramFreeBytes - mine.length * ramBytes < ramBytes;
+            expect(mine.length).toBeLessThanOrEqual(host.vmsFree);
+            const full =
+              host.cpusFree - cpus < need ||
+              host.ramFreeBytes - mine.length * ramBytes < ramBytes ||
+              mine.length === host.vmsFree;
             return { clones: host.clones + mine.length, got: mine.length > 0, full };
           });
           const least = Math.min(

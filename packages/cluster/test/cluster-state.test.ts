@@ -115,7 +115,7 @@ describe('the life of a ticket', () => {
     const world = new World({ hosts: 2, cpus: 2 });
     const clusterid = world.seed();
     const ticket = world.ticket(clusterid, 3);
-    expect(ticketList(world.system, clusterid)).toEqual({ unused: [ticket], outstanding: [] });
+    expect(ticketList(world.system, { clusterid })).toEqual({ unused: [ticket], outstanding: [] });
     const prepare = world.log.filter((effect) => effect.type === 'prepare-clones');
     expect(prepare.flatMap((effect) => effect.clones.map((clone) => clone.vmid)).sort()).toEqual([1, 2, 3]);
     expect(codeOf(() => world.do({ type: 'merge', clusterid, ticket }))).toBe('ticket-unused');
@@ -129,7 +129,7 @@ describe('the life of a ticket', () => {
       ticket,
       report: { clones: [1, 2, 3].map((vmid) => ({ vmid, ok: true })) },
     });
-    expect(ticketList(world.system, clusterid)).toEqual({ unused: [], outstanding: [ticket] });
+    expect(ticketList(world.system, { clusterid })).toEqual({ unused: [], outstanding: [ticket] });
     for (const vmid of [1, 2, 3]) {
       expect(isJoinable(world.system, { clusterid, ticket })).toBe(false);
       world.do({ type: 'vm-ended', clusterid, vmid, ended: { how: 'exited', reason: '' } });
@@ -202,7 +202,7 @@ describe('the life of a ticket', () => {
       ticket,
       report: { clones: [1, 2].map((vmid) => ({ vmid, ok: false, reason: 'x' })) },
     });
-    expect(ticketList(world.system, clusterid)).toEqual({ unused: [], outstanding: [] });
+    expect(ticketList(world.system, { clusterid })).toEqual({ unused: [], outstanding: [] });
     world.clean();
     expect(free(world)).toEqual([3]);
   });

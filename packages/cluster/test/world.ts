@@ -18,6 +18,8 @@ export class World {
   readonly #random: () => number;
   #ids = 0;
   nowMs = 0;
+  /** Keeps the objects of the state, as sfmd does. */
+  applyInPlace = false;
 
   constructor(options: { hosts: number; cpus?: number; ramMib?: number; seed?: number; clusterid?: number }) {
     const { hosts, cpus = 4, ramMib = 4096 } = options;
@@ -38,7 +40,7 @@ export class World {
     try {
       const effects = apply(this.system, command, { random: this.#random, newTicket: () => this.id() });
       // Nothing is lost in JSON, and whatever was true stays true.
-      this.system = JSON.parse(JSON.stringify(this.system)) as SystemData;
+      if (!this.applyInPlace) this.system = JSON.parse(JSON.stringify(this.system)) as SystemData;
       this.log.push(...effects);
       for (const effect of effects) {
         if (effect.type === 'granted') this.grants.set(effect.requestId, effect.grant);
@@ -61,12 +63,13 @@ export class World {
     return `00000000-0000-4000-8000-${this.#ids.toString(16).padStart(12, '0')}`;
   }
 
-  report(host: string, instance?: string): Effect[] {
+  report(host: string, instance?: string, vms?: string[]): Effect[] {
     const report = {
       address: '10.0.0.1',
       sfldPort: 1,
       accel: 'tcg' as const,
       ...(instance ? { instance } : {}),
+      ...(vms ? { vms } : {}),
     };
     return this.do({ type: 'host-reported', host, report, nowMs: this.nowMs });
   }
@@ -86,30 +89,35 @@ export class World {
   request(
     clusterid: number,
     nclones: number,
-    options: Partial<TicketRequest> & { requestId?: string } = {},
+    options: Partial<TicketRequest> & { requestId?: string; by?: number } = {},
   ): TicketGrant | 'refused' | undefined {
-    const { requestId = this.id(), procs = false, min = 0, block = false } = options;
-    this.do({ type: 'request-ticket', clusterid, requestId, request: { nclones, procs, min, block } });
+    const { by, requestId = this.id(), procs = false, min = 0, block = false } = options;
+    this.do({ type: 'request-ticket', clusterid, by, requestId, request: { nclones, procs, min, block } });
     return this.grants.get(requestId);
   }
 
   /** A ticket that must be granted. */
-  ticket(clusterid: number, nclones: number): string {
-    const grant = this.request(clusterid, nclones);
+  ticket(clusterid: number, nclones: number, by?: number): string {
+    const grant = this.request(clusterid, nclones, by === undefined ? {} : { by });
     if (!grant || grant === 'refused' || grant.ticket === null) throw new Error('no ticket was granted');
     return grant.ticket;
   }
 
-  /** Grants, redeems and launches. */
-  fork(clusterid: number, nclones: number): string {
-    const ticket = this.ticket(clusterid, nclones);
-    this.do({ type: 'redeem', clusterid, ticket });
+  /** Grants, redeems and launches; of the master VM, or of VM `by`. */
+  fork(clusterid: number, nclones: number, by?: number): string {
+    const ticket = this.ticket(clusterid, nclones, by);
+    this.do({ type: 'redeem', clusterid, ticket, by });
     const clones = (this.system.clusters[clusterid]?.tickets[ticket]?.vmids ?? []).map((vmid) => ({
       vmid,
       ok: true,
     }));
     this.do({ type: 'launched', clusterid, ticket, report: { clones } });
     return ticket;
+  }
+
+  /** Of a ticket. */
+  vmids(clusterid: number, ticket: string): readonly number[] {
+    return this.system.clusters[clusterid]?.tickets[ticket]?.vmids ?? [];
   }
 
   /** Every host confirms every open cleanup. */
