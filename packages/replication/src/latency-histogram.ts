@@ -16,6 +16,8 @@ export interface LatencySummary {
   readonly medianUs: number;
   readonly p99Us: number;
   readonly maxUs: number;
+  /** Of all values. */
+  readonly sumUs: number;
 }
 
 export class LatencyHistogram {
@@ -23,13 +25,23 @@ export class LatencyHistogram {
   #count = 0;
   #min = Infinity;
   #max = 0;
+  #sum = 0;
 
   record(us: number): void {
     this.#count++;
+    this.#sum += us;
     if (us < this.#min) this.#min = us;
     if (us > this.#max) this.#max = us;
     const bucket = bucketOf(us);
     this.#counts[bucket] = (this.#counts[bucket] ?? 0) + 1;
+  }
+
+  clear(): void {
+    this.#counts.fill(0);
+    this.#count = 0;
+    this.#sum = 0;
+    this.#min = Infinity;
+    this.#max = 0;
   }
 
   summary(): LatencySummary {
@@ -39,6 +51,7 @@ export class LatencyHistogram {
       medianUs: this.#percentile(0.5),
       p99Us: this.#percentile(0.99),
       maxUs: round(this.#max),
+      sumUs: round(this.#sum),
     };
   }
 

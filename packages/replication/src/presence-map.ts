@@ -24,12 +24,21 @@ const ZSTD_OPTIONS = { params: { [constants.ZSTD_c_compressionLevel]: 1 } };
 export class PresenceMap {
   readonly pageCount: number;
   readonly #words: Uint32Array;
+  /** Pages present before each word; made when first asked for. */
+  #ranks: Uint32Array | undefined;
 
   constructor(pageCount: number) {
     if (!Number.isSafeInteger(pageCount) || pageCount < 0 || pageCount > PRESENCE_MAX_PAGES)
       throw new SnowflockError('bad-request', `a presence map cannot have ${pageCount} pages`);
     this.pageCount = pageCount;
     this.#words = new Uint32Array(Math.ceil(pageCount / 32));
+  }
+
+  /** A map of pages that are all there. */
+  static full(pageCount: number): PresenceMap {
+    const map = new PresenceMap(pageCount);
+    map.#setRun(0, pageCount);
+    return map;
   }
 
   has(page: number): boolean {
@@ -41,17 +50,23 @@ export class PresenceMap {
     if (page >= this.pageCount) throw new RangeError(`page ${page} of ${this.pageCount}`);
     const word = page >>> 5;
     this.#words[word] = (this.#words[word] ?? 0) | (1 << (page & 31));
+    this.#ranks = undefined;
   }
 
-  /** Marks the pages of `highWords` (high halves of pagemap entries, every second word) that are present or swapped. */
-  setFromPagemap(firstPage: number, entries: Uint32Array): void {
+  /**
+   * Marks the pages that `entries` of a page map say the process has: anonymous memory that is present or swapped out. A page of a file
+   * that is mapped privately and was only read is none, unless `filePages`.
+   */
+  setFromPagemap(firstPage: number, entries: Uint32Array, { filePages = false } = {}): void {
     const count = entries.length >>> 1;
     if (firstPage + count > this.pageCount)
       throw new RangeError(`pages ${firstPage}+${count} of ${this.pageCount}`);
     const words = this.#words;
+    this.#ranks = undefined;
     for (let index = 0; index < count; index++) {
-      // bit 63 present, bit 62 swapped (Documentation/admin-guide/mm/pagemap.rst)
-      if ((entries[2 * index + 1] ?? 0) >>> 30 === 0) continue;
+      // bit 63 present, bit 62 swapped, bit 61 of a file or shared (Documentation/admin-guide/mm/pagemap.rst)
+      const flags = (entries[2 * index + 1] ?? 0) >>> 29;
+      if ((flags & 0b110) === 0 || ((flags & 0b011) === 0b001 && !filePages)) continue;
       const page = firstPage + index;
       words[page >>> 5] = (words[page >>> 5] ?? 0) | (1 << (page & 31));
     }
@@ -59,6 +74,7 @@ export class PresenceMap {
 
   /** Adds every page of `other`, which covers as many pages. */
   union(other: PresenceMap): void {
+    this.#ranks = undefined;
     if (other.pageCount !== this.pageCount)
       throw new SnowflockError(
         'bad-request',
@@ -66,6 +82,34 @@ export class PresenceMap {
       );
     for (let word = 0; word < this.#words.length; word++)
       this.#words[word] = (this.#words[word] ?? 0) | (other.#words[word] ?? 0);
+  }
+
+  /** The pages of this map that are not in `other`, which covers as many. */
+  without(other: PresenceMap): PresenceMap {
+    const rest = new PresenceMap(this.pageCount);
+    rest.union(this);
+    for (let word = 0; word < rest.#words.length; word++)
+      rest.#words[word] = (rest.#words[word] ?? 0) & ~(other.#words[word] ?? 0);
+    return rest;
+  }
+
+  /** How many pages before `page` are present: where it lies among them. */
+  rank(page: number): number {
+    this.#ranks ??= this.#countRanks();
+    const word = page >>> 5;
+    const below = (this.#words[word] ?? 0) & ((1 << (page & 31)) - 1);
+    return (this.#ranks[word] ?? 0) + popcount(below);
+  }
+
+  #countRanks(): Uint32Array {
+    const ranks = new Uint32Array(this.#words.length + 1);
+    let total = 0;
+    for (const [index, word] of this.#words.entries()) {
+      ranks[index] = total;
+      total += popcount(word);
+    }
+    ranks[this.#words.length] = total;
+    return ranks;
   }
 
   /** How many pages are present. */

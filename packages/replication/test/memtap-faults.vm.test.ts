@@ -1,10 +1,13 @@
 // What can break between a clone's fault and its page, broken on purpose.
 
 import { randomBytes } from 'node:crypto';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { requireVm } from '../../../tests/require-vm.ts';
-import { cleanupMount, isMounted, type MemserverProcess, type MemtapProcess } from '../src/index.ts';
+import { cleanupMount, isMounted, MemtapProcess, type MemserverProcess } from '../src/index.ts';
+import { startChild } from '../src/supervisor/child-process.ts';
 import { FaultyProxy } from './faulty-proxy.ts';
 import { Harness, type SourceProcess } from './vm-harness.ts';
 
@@ -53,6 +56,45 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap under faults
     });
     return { memserver, source, proxy, memtap, lost };
   }
+
+  it('a memtap that is killed while it rehearses is gone at once', async () => {
+    const key = randomBytes(32);
+    const memserver = await harness.memserver({ key });
+    for (const afterMs of [0, 5, 10, 20, 40, 80, 120, 160]) {
+      const memtap = await harness.memtap({ pages: PAGES });
+      await memtap.connect({ sources: [{ address: '127.0.0.1', port: memserver.port }], key });
+      await sleep(afterMs);
+      process.kill(memtap.pid, 'SIGKILL');
+      // a process that waits for its own mount would never end, and keep all that use the mount
+      await expect.poll(() => existsSync(`/proc/${memtap.pid}/exe`), { timeout: 3000 }).toBe(false);
+      await cleanupMount(memtap.mountPath);
+    }
+  });
+
+  it('a memtap that breaks ends at once, and whoever reads gets an error', async () => {
+    const mount = harness.path('breaks.mount');
+    mkdirSync(mount);
+    harness.defer(() => cleanupMount(mount));
+    const broken = 'process.on("SIGUSR2", () => { throw new Error("broken on purpose"); })';
+    const memtap = await startChild({
+      name: 'memtap',
+      v8Flags: ['--import', `data:text/javascript,${encodeURIComponent(broken)}`],
+      script: new URL('../src/memtap/main.ts', import.meta.url),
+      args: ['--control', harness.path('breaks.control'), '--mount', mount, '--ram-bytes', '1048576'],
+      logPath: harness.path('breaks.log'),
+    });
+    const { done } = harness.startFaults([join(mount, 'ram'), SEED, 'dense', 'seq', 16]);
+    const asked = await MemtapProcess.attachTo({
+      ...{ pid: memtap.pid, controlPath: harness.path('breaks.control'), mountPath: mount },
+    });
+    // it has no source, so that they wait
+    await expect.poll(async () => (await asked.stats()).heldReads, { timeout: 10_000 }).toBeGreaterThan(0);
+    asked.detach();
+    process.kill(memtap.pid, 'SIGUSR2');
+    expect(await memtap.exited).toEqual({ code: null, signal: 'SIGKILL' });
+    expect(await done).toMatchObject({ code: SIGBUS_EXIT });
+    expect(readFileSync(harness.path('breaks.log'), 'utf8')).toMatch(/it broke, and ends: Error: broken on/);
+  });
 
   it('reads everything right over connections that are cut again and again in the midst of frames', async () => {
     const { proxy, memtap } = await proxied();

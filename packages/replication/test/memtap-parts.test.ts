@@ -1,8 +1,21 @@
 // The memtap's parts that need no kernel: page states, request ids, the store queue, read-ahead, latencies.
 
 import * as fc from 'fast-check';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import {
+  createPageFrame,
+  PAGE_BYTES,
+  PAGE_FRAME_HEADER_BYTES,
+  pageDataOffset,
+  type PageFrame,
+  PageFrameType,
+} from '@snowflock/protocol/pages';
 import { LatencyHistogram } from '../src/latency-histogram.ts';
+import { Delivery } from '../src/memtap/delivery.ts';
+import { ReadAnswerer } from '../src/memtap/held-reads.ts';
 import { ReadAhead } from '../src/memtap/read-ahead.ts';
 import {
   allocateShared,
@@ -12,9 +25,12 @@ import {
   PageState,
   partOfRequest,
   SharedState,
+  Slot,
   SLOT_COUNT,
+  SlotKind,
   slotOfRequest,
 } from '../src/memtap/shared-state.ts';
+import { SlotTable } from '../src/memtap/slot-table.ts';
 import {
   allocateStoreQueue,
   STORE_QUEUE_PAGES,
@@ -119,6 +135,42 @@ describe('the store queue', () => {
     queue.release();
     expect(queue.copyPage(1, 10, target)).toBe(false);
   });
+});
+
+describe('delivery', () => {
+  it('answers a READ once, although pages of it come twice', () => {
+    const directory = mkdtempSync(join(tmpdir(), 'snowflock-parts-'));
+    const fd = openSync(join(directory, 'fuse'), 'w+');
+    try {
+      const state = new SharedState(allocateShared({ ramPages: 16, diskPages: 0 }));
+      const slots = new SlotTable({ state, answerer: new ReadAnswerer(fd) });
+      const queue = new StoreQueue(allocateStoreQueue());
+      const delivery = new Delivery({ state, slots, queue });
+      state.slots[Slot.sizeBytes] = 8 * PAGE_BYTES;
+      state.slots[Slot.kind] = SlotKind.posted;
+      const held = slots.adopt(0);
+      state.statesOf(0).fill(PageState.wanted, 0, 8);
+      delivery.deliver(...dataFrame(4, 4));
+      expect(held.waiting).toBe(true);
+      delivery.deliver(...dataFrame(0, 8));
+      expect([held.waiting, slots.waiting.length]).toEqual([false, 0]);
+      const answer = readFileSync(join(directory, 'fuse'));
+      const pages = Array.from({ length: 8 }, (_, page) => Buffer.alloc(PAGE_BYTES, page + 1));
+      expect(answer.equals(Buffer.concat([answer.subarray(0, 16), ...pages]))).toBe(true);
+    } finally {
+      closeSync(fd);
+      rmSync(directory, { recursive: true });
+    }
+  });
+
+  function dataFrame(firstPage: number, pageCount: number): [PageFrame, Buffer, number] {
+    const at = pageDataOffset(pageCount);
+    const bytes = Buffer.alloc(at + pageCount * PAGE_BYTES);
+    bytes.fill(0xff, PAGE_FRAME_HEADER_BYTES, PAGE_FRAME_HEADER_BYTES + 1);
+    for (let index = 0; index < pageCount; index++)
+      bytes.fill(firstPage + index + 1, at + index * PAGE_BYTES, at + (index + 1) * PAGE_BYTES);
+    return [{ ...createPageFrame(), type: PageFrameType.data, firstPage, pageCount }, bytes, 0];
+  }
 });
 
 describe('read-ahead', () => {

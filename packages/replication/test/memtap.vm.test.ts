@@ -12,10 +12,12 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { PAGE_BYTES, REHEARSAL_PAGES } from '@snowflock/protocol/pages';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { requireVm } from '../../../tests/require-vm.ts';
-import { isMounted, MemserverProcess, MemtapProcess, PresenceMap } from '../src/index.ts';
+import { isMounted, MemserverProcess, MemtapProcess } from '../src/index.ts';
 import { Harness } from './vm-harness.ts';
 
 const PAGES = 8192;
@@ -123,6 +125,67 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap', () => {
     );
   });
 
+  it('connected ahead, fetch the moment that the source freezes', async () => {
+    const key = randomBytes(32);
+    const memserver = await harness.memserver({ key });
+    const source = await harness.source({
+      leasePath: memserver.leasePath,
+      pages: 256,
+      seed: 3,
+      kind: 'dense',
+    });
+    const memtap = await harness.memtap({ pages: 256 });
+    const sources = [{ address: '127.0.0.1', port: memserver.port }];
+    const prefetch = Array.from({ length: 32 }, (_, page) => page * 2);
+    await memtap.connect({ sources, key, prefetch });
+    await expect.poll(async () => (await memserver.stats()).clients).toBe(2);
+    // the rehearsal went the whole way, and left RAM alone
+    let before = 0;
+    await expect
+      .poll(
+        async () => {
+          const { demandReads } = await memtap.stats();
+          const over = demandReads > 0 && demandReads === before;
+          before = demandReads;
+          return over;
+        },
+        { interval: 200, timeout: 5000 },
+      )
+      .toBe(true);
+    const rehearsal = statSync(join(memtap.mountPath, 'rehearsal'));
+    expect(rehearsal.size).toBe(REHEARSAL_PAGES * PAGE_BYTES);
+    const faulting = harness.startFaults([memtap.ramPath, 3, 'dense', 'rand', 256]);
+    await expect.poll(async () => (await memtap.stats()).heldReads).toBeGreaterThan(0);
+    const { presence } = await memserver.freeze({ pid: source.pid, ramRanges: source.ranges });
+    expect(await faulting.done).toMatchObject({ code: 0 });
+    await memtap.attach({ sources, key, presence, prefetch });
+    const stats = await memtap.stats();
+    expect(stats).toMatchObject({ attached: true, reconnects: 0, sourceLost: null });
+    // what the rehearsal fetched is not counted
+    expect(stats.wireBytesReceived).toBeLessThan(300 * PAGE_BYTES);
+    expect(stats.wireBytesReceived).toBeGreaterThan(250 * PAGE_BYTES);
+    expect((await memserver.stats()).clients).toBe(2);
+  });
+
+  it('outlive a source that was connected ahead and never came, and take the one of the attach', async () => {
+    const key = randomBytes(32);
+    const memserver = await harness.memserver({ key });
+    const source = await harness.source({
+      leasePath: memserver.leasePath,
+      pages: 64,
+      seed: 3,
+      kind: 'dense',
+    });
+    const memtap = await harness.memtap({ pages: 64, sourceTimeoutMs: 300 });
+    await memtap.connect({ sources: [{ address: '127.0.0.1', port: 1 }], key });
+    await sleep(1000);
+    expect(await memtap.stats()).toMatchObject({ attached: false, sourceLost: null });
+    const { presence } = await memserver.freeze({ pid: source.pid, ramRanges: source.ranges });
+    await memtap.attach({ sources: [{ address: '127.0.0.1', port: memserver.port }], key, presence });
+    expect(await harness.faults([memtap.ramPath, 3, 'dense', 'rand', 64])).toMatchObject({ wrong: 0 });
+    expect(await memtap.stats()).toMatchObject({ attached: true, sourceLost: null });
+  });
+
   it('fetch again what the page cache dropped', async () => {
     const { memtap, seed } = await harness.stack({ pages: PAGES, kind: 'dense' });
     for (let round = 0; round < 3; round++)
@@ -187,15 +250,8 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap', () => {
       seed: 3,
       kind: 'mixed',
     });
-    const upstream = new PresenceMap(16);
-    upstream.set(0);
-    const { presentPages } = await memserver.freeze({
-      pid: source.pid,
-      ramRanges: source.ranges,
-      upstreamPresence: upstream.encode(),
-    });
-    // a group of holes, one of which the upstream snapshot has
-    expect(presentPages).toBe(1);
+    const { presentPages } = await memserver.freeze({ pid: source.pid, ramRanges: source.ranges });
+    expect(presentPages).toBe(0); // a group of holes
     await expect(memserver.freeze({ pid: source.pid, ramRanges: source.ranges })).rejects.toThrow(/already/);
   });
 

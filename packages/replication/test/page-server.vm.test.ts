@@ -10,11 +10,14 @@ import {
   decodePageHello,
   PAGE_FLAG_URGENT,
   PAGE_FRAME_HEADER_BYTES,
-  PAGE_FRAME_MAX_BYTES,
+  PAGE_BYTES,
   PAGE_HELLO_BYTES,
+  PAGE_WIRE_MAX_PAGES,
   PAGE_WELCOME_BYTES,
+  pageDataOffset,
   PageErrorCode,
   PageFrameType,
+  PageRegion,
   pageProof,
   readPageFrame,
   writePageFrame,
@@ -55,8 +58,14 @@ describe.skipIf(!requireVm(['root']))('the page server', () => {
     bytes = Buffer.alloc(0);
     if (withKey !== undefined) {
       socket.write(Buffer.concat([nonces.client, pageProof(withKey, 'client', nonces)]));
-      await expect.poll(() => bytes.length > 0 || socket.destroyed).toBe(true);
-      bytes = bytes.subarray(PAGE_WELCOME_BYTES);
+      const greeting = PAGE_WELCOME_BYTES + PAGE_FRAME_HEADER_BYTES;
+      await expect.poll(() => bytes.length === greeting || socket.destroyed).toBe(true);
+      if (bytes.length === greeting) {
+        const frame = createPageFrame();
+        readPageFrame(bytes, PAGE_WELCOME_BYTES, greeting, frame);
+        expect(frame.type).toBe(PageFrameType.frozen);
+      }
+      bytes = bytes.subarray(greeting);
     }
     return { socket, received: () => bytes };
   }
@@ -74,7 +83,7 @@ describe.skipIf(!requireVm(['root']))('the page server', () => {
         read({ type: PageFrameType.ping, pageCount: 0, requestId: 5 }),
         read({ flags: PAGE_FLAG_URGENT, firstPage: PAGES - 1, requestId: 6 }),
         read({ flags: PAGE_FLAG_URGENT, firstPage: PAGES - 1, pageCount: 2, requestId: 7 }),
-        read({ region: 1, requestId: 8 }),
+        read({ region: PageRegion.disk, requestId: 8 }),
       ]),
     );
     const seen: unknown[] = [];
@@ -125,7 +134,7 @@ describe.skipIf(!requireVm(['root']))('the page server', () => {
     socket.resume();
     await expect
       .poll(() => total + received().length, { timeout: 20_000 })
-      .toBe(reads * PAGE_FRAME_MAX_BYTES);
+      .toBe(reads * (pageDataOffset(PAGE_WIRE_MAX_PAGES) + PAGE_WIRE_MAX_PAGES * PAGE_BYTES));
   });
 });
 

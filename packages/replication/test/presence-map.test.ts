@@ -43,6 +43,20 @@ describe('PresenceMap', () => {
     );
   });
 
+  it('knows how many pages lie before one, also after it has changed', () => {
+    fc.assert(
+      fc.property(pages, fc.nat(600), fc.nat(600), (present, at, added) => {
+        const before = (list: readonly boolean[]): number => list.slice(0, at).filter(Boolean).length;
+        const map = mapOf(present);
+        const page = Math.min(at, present.length);
+        expect(map.rank(page)).toBe(before(present));
+        if (added >= present.length) return;
+        map.set(added);
+        expect(map.rank(page)).toBe(before(present.with(added, true)));
+      }),
+    );
+  });
+
   it('unites with another', () => {
     fc.assert(
       fc.property(fc.array(fc.tuple(fc.boolean(), fc.boolean()), { maxLength: 300 }), (pairs) => {
@@ -53,7 +67,7 @@ describe('PresenceMap', () => {
     );
   });
 
-  it('takes present and swapped pages from page map entries, and no others', () => {
+  it('takes present and swapped anonymous pages from page map entries, and no others', () => {
     const entries = new BigUint64Array([
       0n,
       1n << 63n,
@@ -61,10 +75,15 @@ describe('PresenceMap', () => {
       1n << 61n,
       (1n << 55n) - 1n,
       (1n << 63n) | 5n,
+      (1n << 63n) | (1n << 61n),
+      (1n << 62n) | (1n << 61n),
     ]);
-    const map = new PresenceMap(8);
+    const map = new PresenceMap(10);
     map.setFromPagemap(1, new Uint32Array(entries.buffer));
-    expect(listOf(map)).toEqual([false, false, true, true, false, false, true, false]);
+    const anonymous = [false, false, true, true, false, false, true, false, true, false];
+    expect(listOf(map)).toEqual(anonymous);
+    map.setFromPagemap(1, new Uint32Array(entries.buffer), { filePages: true });
+    expect(listOf(map)).toEqual(anonymous.map((each, page) => each || page === 7));
   });
 
   it('is refused when damaged, with an error and never with a wrong map', () => {
@@ -101,6 +120,7 @@ describe('PresenceMap', () => {
   });
 
   it('names the process when there is none', () => {
-    expect(() => readPresence(2 ** 22 + 1, [{ start: 0, lengthBytes: 4096 }])).toThrow(/page map/);
+    const ranges = [{ start: 0, lengthBytes: 4096 }];
+    expect(() => readPresence(2 ** 22 + 1, ranges, { filePages: false })).toThrow(/page map/);
   });
 });

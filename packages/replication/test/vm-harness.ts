@@ -51,9 +51,13 @@ export class Harness implements AsyncDisposable {
     this.#disposables.defer(cleanup);
   }
 
-  async memserver(options: { key: Buffer; orphanMs?: number }): Promise<MemserverProcess> {
+  async memserver(options: {
+    key: Buffer;
+    multicastAddress?: string;
+    orphanMs?: number;
+  }): Promise<MemserverProcess> {
     const name = `memserver${this.#serial++}`;
-    const { key, ...rest } = options;
+    const { key, multicastAddress, ...rest } = options;
     const memserver = await MemserverProcess.start({
       controlPath: this.path(`${name}.control`),
       leasePath: this.path(`${name}.lease`),
@@ -62,7 +66,7 @@ export class Harness implements AsyncDisposable {
       ...rest,
     });
     this.defer(() => memserver.stop());
-    await memserver.configure({ key });
+    await memserver.configure({ key, multicastAddress });
     return memserver;
   }
 
@@ -93,8 +97,12 @@ export class Harness implements AsyncDisposable {
     pages: number;
     seed: number;
     kind: 'mixed' | 'dense';
+    /** It is a clone: its memory is a private mapping of this file, of which it has written every third page. */
+    over?: string;
   }): Promise<SourceProcess> {
-    const args = [options.leasePath, String(options.pages), String(options.seed), options.kind];
+    const { leasePath, pages, seed, over } = options;
+    const kind = over === undefined ? [options.kind] : ['over', over];
+    const args = [leasePath, String(pages), String(seed), ...kind];
     const child = spawn(this.path('frozen-source'), args, { stdio: ['ignore', 'pipe', 'inherit'] });
     this.defer(() => void child.kill('SIGKILL'));
     const line = await new Promise<string>((resolve, reject) => {

@@ -90,7 +90,7 @@ export class ControlClient {
         );
       }, options.timeoutMs);
       this.#pending.set(id, { op, resolve, reject, timer });
-      writeLine(this.#socket, { id, op, ...fields });
+      writeLine(this.#socket, { ...fields, id, op });
     });
   }
 

@@ -11,6 +11,8 @@ const MAX_SOURCES = 64;
 const MAX_PREFETCH_PAGES = 4096;
 const wholePages = z.number().int().positive().multipleOf(PAGE_BYTES).max(Number.MAX_SAFE_INTEGER);
 
+const path = z.string().min(1).max(4096);
+
 export const keyHexSchema = z.string().regex(new RegExp(`^[0-9a-fA-F]{${2 * PAGE_KEY_BYTES}}$`));
 
 /** A user address, page-aligned, hexadecimal with or without 0x. */
@@ -20,8 +22,18 @@ export const addressSchema = z
   .transform((text) => Number.parseInt(text, 16))
   .refine((address) => address % PAGE_BYTES === 0, 'not page-aligned');
 
+/** Of this host's interface for pages that go to many hosts at once (docs/mcdist.md); absent: all goes by unicast. */
+const multicastAddressSchema = z.ipv4().optional();
+
+const filePath = z.string().min(1).max(4096);
+const pageFile = z.object({ path: filePath, pageCount: z.number().int().min(0) });
+
 export const memserverRequestSchema = z.discriminatedUnion('op', [
-  z.object({ op: z.literal('configure'), keyHex: keyHexSchema }),
+  z.object({
+    op: z.literal('configure'),
+    keyHex: keyHexSchema,
+    multicastAddress: multicastAddressSchema,
+  }),
   z.object({
     op: z.literal('freeze'),
     pid: z.number().int().positive(),
@@ -32,12 +44,39 @@ export const memserverRequestSchema = z.discriminatedUnion('op', [
     disk: z
       .object({
         format: z.enum(['qcow2', 'raw']),
-        path: z.string().min(1).max(4096),
+        path,
         sizeBytes: z.number().int().positive(),
       })
       .optional(),
-    /** The presence map of the snapshot that the frozen VM is itself a clone of. */
-    upstreamPresence: z.string().optional(),
+    /** When the frozen VM is itself a clone: the RAM file of its memtap, and a file with that snapshot's serialised presence map. */
+    upstream: z.object({ ramPath: path, presencePath: path }).optional(),
+  }),
+  /** Writes the snapshot to page files; answers when they are on the disk. */
+  z.object({
+    op: z.literal('save'),
+    /** Its id. */
+    checkpoint: z.uuid(),
+    ramPath: filePath,
+    diskPath: filePath.optional(),
+  }),
+  /** Serves a checkpoint in place of a frozen process. */
+  z.object({
+    op: z.literal('open-checkpoint'),
+    checkpoint: z.uuid(),
+    ram: pageFile,
+    disk: pageFile.optional(),
+  }),
+  /** Copies what a memtap of this host serves to page files, and then serves these. */
+  z.object({
+    op: z.literal('keep'),
+    checkpoint: z.uuid(),
+    from: z.object({
+      ramPath: path,
+      presencePath: path,
+      disk: z.object({ path, pageCount: z.number().int().positive() }).optional(),
+    }),
+    ram: filePath,
+    disk: filePath.optional(),
   }),
   z.object({ op: z.literal('stats') }),
   z.object({ op: z.literal('wake-up') }),
@@ -51,15 +90,19 @@ export const sourceSchema = z.object({
 });
 export type PageSource = z.infer<typeof sourceSchema>;
 
+const sourceFields = {
+  sources: z.array(sourceSchema).min(1).max(MAX_SOURCES),
+  keyHex: keyHexSchema,
+  multicastAddress: multicastAddressSchema,
+  /** RAM pages to fetch at once, in the order in which they will be needed. */
+  prefetch: z.array(z.number().int().min(0)).max(MAX_PREFETCH_PAGES).default([]),
+};
+
 export const memtapRequestSchema = z.discriminatedUnion('op', [
-  z.object({
-    op: z.literal('attach'),
-    sources: z.array(sourceSchema).min(1).max(MAX_SOURCES),
-    keyHex: keyHexSchema,
-    presence: z.string(),
-    /** RAM pages to fetch at once, in the order in which they will be needed. */
-    prefetch: z.array(z.number().int().min(0)).max(MAX_PREFETCH_PAGES).default([]),
-  }),
+  z.object({ op: z.literal('connect'), ...sourceFields }),
+  z.object({ op: z.literal('attach'), ...sourceFields, presence: z.string() }),
+  /** The same pages, from now on from somewhere else. */
+  z.object({ op: z.literal('move'), ...sourceFields }),
   z.object({ op: z.literal('stats') }),
   z.object({
     op: z.literal('set'),
@@ -77,9 +120,16 @@ const latencySchema = z.object({
   medianUs: z.number(),
   p99Us: z.number(),
   maxUs: z.number(),
+  /** Time in all that somebody waited. */
+  sumUs: z.number().default(0),
 });
 
 export const freezeReplySchema = z.object({ presence: z.string(), presentPages: z.number().int().min(0) });
+
+const writtenPagesSchema = z.object({ bytes: z.number().int(), dataPages: z.number().int() });
+
+export const saveReplySchema = z.object({ ram: writtenPagesSchema, disk: writtenPagesSchema.nullable() });
+export type SavedPages = z.infer<typeof saveReplySchema>;
 
 export const wakeUpReplySchema = z.object({ pages: z.array(z.number().int().min(0)) });
 
@@ -91,6 +141,22 @@ export const memserverStatsSchema = z.object({
   requests: z.number(),
   errors: z.number(),
   sentBytes: z.number(),
+  /** What went to all hosts at once; null: it was not told to. */
+  multicast: z
+    .object({
+      /** Hosts that hear it now. */
+      multicastMembers: z.number(),
+      multicastPages: z.number(),
+      multicastBytes: z.number(),
+      /** Requests for pages that were on their way to everyone already. */
+      lockstepPages: z.number(),
+      /** Pages that went to single hosts after they had gone to all. */
+      repairedPages: z.number(),
+      /** Bytes a second that flow control allows now. */
+      multicastRate: z.number(),
+    })
+    .nullable()
+    .default(null),
   pagesRead: z.number(),
   zeroPages: z.number(),
   holePages: z.number(),
@@ -111,6 +177,9 @@ export const memtapStatsSchema = z.object({
   demandBytes: z.number(),
   prefetchedPages: z.number(),
   prefetchedBytes: z.number(),
+  /** Those of them that are the disk's. */
+  demandDiskPages: z.number(),
+  prefetchedDiskPages: z.number(),
   /** Prefetched pages that were thrown away because the store queue was full. */
   droppedPages: z.number(),
   /** READs of holes and pages known to be zero, answered without the network; and how many pages were so. */
@@ -125,6 +194,22 @@ export const memtapStatsSchema = z.object({
   reconnects: z.number(),
   openFiles: z.number(),
   missLatency: latencySchema,
+  /** What came by multicast; null: the memtap was not told to listen. */
+  multicast: z
+    .object({
+      hears: z.boolean(),
+      bytes: z.number(),
+      /** Pages that came so: those that somebody waited for, and those that nobody here had asked for. */
+      awaitedPages: z.number(),
+      unaskedPages: z.number(),
+      /** Pages that were said to have been sent and did not come. */
+      missedPages: z.number(),
+      /** Datagrams dropped: seen before, and not the memserver's. */
+      replayed: z.number(),
+      foreign: z.number(),
+    })
+    .nullable()
+    .default(null),
   /** Bytes of pages that came on behalf of each process, by pid. */
   bytesByProcess: z.record(z.string(), z.number()),
 });

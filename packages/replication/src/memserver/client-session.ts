@@ -26,7 +26,8 @@ import {
   toSnowflockError,
   writePageFrame,
 } from '@snowflock/protocol/pages';
-import type { PageBufferPool } from './page-buffers.ts';
+import type { MulticastServer } from './multicast-server.ts';
+import type { PageBuffer, PageBufferPool } from './page-buffers.ts';
 import type { Snapshot } from './snapshot.ts';
 import type { WakeUpLog } from './wake-up-log.ts';
 
@@ -38,8 +39,8 @@ const BULK_WINDOW_BYTES = 1024 * 1024;
 const TURN_PAGES = 64;
 /** Requests of one lane that wait. An honest memtap has at most its 4096 read slots under way. */
 const MAX_BACKLOG = 8192;
-/** Disk reads of one lane that are with qemu-nbd at a time. */
-const MAX_DISK_READS = 16;
+/** Reads of one lane that are under way at a time at qemu-nbd, or at a memtap; those that a guest waits for are not held up by it. */
+const MAX_SLOW_READS = 16;
 
 export interface SessionCounters {
   requests: number;
@@ -55,6 +56,10 @@ export interface SessionOptions {
   readonly buffers: PageBufferPool;
   readonly counters: SessionCounters;
   readonly wakeUp: WakeUpLog;
+  /** Of this connection, among all that the memserver ever had. */
+  readonly id: number;
+  /** Undefined: everything is unicast. */
+  readonly multicast: MulticastServer | undefined;
   /** Something waits for a turn. */
   readonly onBacklog: () => void;
   readonly onHandshakeFailed: () => void;
@@ -70,7 +75,7 @@ export class ClientSession {
   #pending: Buffer = Buffer.alloc(0);
   readonly #frame = createPageFrame();
   readonly #backlog: PageFrame[] = [];
-  #diskReads = 0;
+  #slowReads = 0;
 
   constructor(options: SessionOptions) {
     this.#options = options;
@@ -79,6 +84,7 @@ export class ClientSession {
     this.#socket.on('close', () => {
       clearTimeout(this.#deadline);
       this.#backlog.length = 0;
+      options.multicast?.forget(options.id);
       if (!this.#serving) options.onHandshakeFailed();
     });
     this.#socket.on('drain', () => {
@@ -92,6 +98,11 @@ export class ClientSession {
 
   destroy(): void {
     this.#socket.destroy();
+  }
+
+  /** Tells a proven peer that the snapshot is there; the others hear it once they have proved themselves. */
+  announceFrozen(): void {
+    if (this.#serving) this.#sendHeader({ ...createPageFrame(), type: PageFrameType.frozen });
   }
 
   /** Serves a few waiting requests if the peer keeps up, in one write. Returns whether more could be served at once. */
@@ -111,7 +122,7 @@ export class ClientSession {
   #mayServe(): boolean {
     return (
       this.#backlog.length > 0 &&
-      this.#diskReads < MAX_DISK_READS &&
+      this.#slowReads < MAX_SLOW_READS &&
       this.#socket.writableLength < BULK_WINDOW_BYTES &&
       !this.#socket.destroyed
     );
@@ -145,6 +156,7 @@ export class ClientSession {
     clearTimeout(this.#deadline);
     this.#serving = true;
     this.#socket.write(pageProof(this.#options.key, 'server', nonces));
+    if (this.#options.snapshot.memory !== undefined) this.announceFrozen();
     return PAGE_PROOF_BYTES;
   }
 
@@ -154,6 +166,7 @@ export class ClientSession {
     while (readPageFrame(bytes, at, bytes.length, frame)) {
       at += PAGE_FRAME_HEADER_BYTES;
       if (frame.type === PageFrameType.read) this.#takeRead(frame);
+      else if (frame.type === PageFrameType.report) this.#options.multicast?.report(this.#options.id, frame);
       else if (frame.type === PageFrameType.ping) this.#sendHeader({ ...frame, type: PageFrameType.pong });
       else throw new SnowflockError('bad-request', `a client sent a frame of type ${frame.type}`);
     }
@@ -161,8 +174,8 @@ export class ClientSession {
   }
 
   #takeRead(frame: PageFrame): void {
-    const urgentRam = (frame.flags & PAGE_FLAG_URGENT) !== 0 && frame.region === PageRegion.ram;
-    if (urgentRam && this.#socket.writableLength < PAUSE_BYTES) {
+    const urgent = (frame.flags & PAGE_FLAG_URGENT) !== 0 && frame.region !== PageRegion.disk;
+    if (urgent && this.#socket.writableLength < PAUSE_BYTES) {
       this.#serve(frame);
       return;
     }
@@ -182,35 +195,47 @@ export class ClientSession {
       return;
     }
     const buffer = buffers.borrow(read.pageCount);
-    if (read.region === PageRegion.disk) {
-      void this.#serveDisk({ ...read }, buffer);
+    if (snapshot.isSlow(read)) {
+      void this.#serveSlow({ ...read }, buffer);
       return;
     }
     let length: number;
     try {
-      length = snapshot.fillRam(buffer.bytes, read);
+      length = snapshot.fillMemory(buffer.bytes, read);
     } catch (thrown) {
       buffer.release();
       this.#options.onReadFailed(toSnowflockError(thrown));
       this.#sendError(read, PageErrorCode.sourceLost);
       return;
     }
-    counters.sentBytes += length;
-    this.#socket.write(buffer.bytes.subarray(0, length), buffer.release);
+    this.#answer(read, buffer, length);
   }
 
-  async #serveDisk(read: PageFrame, buffer: { bytes: Buffer; release: () => void }): Promise<void> {
-    this.#diskReads++;
+  /** Sends the DATA frame in `buffer`, or what is left of it when other hosts are to have its pages, too. */
+  #answer(read: PageFrame, buffer: PageBuffer, length: number): void {
+    if (this.#options.multicast?.answer(read, buffer, this) === true) return;
+    this.write(buffer.bytes.subarray(0, length), buffer.release);
+  }
+
+  /** For answers that are made elsewhere. */
+  write(bytes: Buffer, written?: () => void): void {
+    this.#options.counters.sentBytes += bytes.length;
+    this.#socket.write(bytes, written);
+  }
+
+  async #serveSlow(read: PageFrame, buffer: PageBuffer): Promise<void> {
+    this.#slowReads++;
     try {
-      const length = await this.#options.snapshot.fillDisk(buffer.bytes, read);
-      this.#options.counters.sentBytes += length;
-      this.#socket.write(buffer.bytes.subarray(0, length), buffer.release);
+      const length = await this.#options.snapshot.fill(buffer.bytes, read);
+      this.#answer(read, buffer, length);
     } catch (thrown) {
-      buffer.release();
-      console.error('memserver: disk read failed:', toSnowflockError(thrown).message);
-      this.#sendError(read, PageErrorCode.io);
+      // The buffer is not used again: what has failed may still write to it.
+      const error = toSnowflockError(thrown);
+      if (error.code === 'source-lost') this.#options.onReadFailed(error);
+      else console.error('memserver: disk read failed:', error.message);
+      this.#sendError(read, error.code === 'source-lost' ? PageErrorCode.sourceLost : PageErrorCode.io);
     } finally {
-      this.#diskReads--;
+      this.#slowReads--;
       if (this.#backlog.length > 0) this.#options.onBacklog();
     }
   }

@@ -4,11 +4,11 @@
 //   starting --socket answers--> serving --qemu-nbd exits--> failed (every read rejects)
 //
 // Owns the qemu-nbd process, its socket file and our connection. The process is started through setpriv so that the
-// kernel kills it with us, whatever way we die. It starts in the background: the first read waits for it.
+// kernel kills it with us, whatever way we die. It starts with the first read, or a second after the fork.
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import { rmSync } from 'node:fs';
-import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { PAGE_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
 import { NbdClient } from './nbd-client.ts';
 
@@ -23,11 +23,15 @@ export interface FrozenDiskOptions {
 /** qemu-nbd listens within tens of milliseconds; a loaded machine needs more. */
 const START_TIMEOUT_MS = 10_000;
 const POLL_MS = 5;
+/** Starting a process takes 10 ms of CPU: not while the clones of this fork start, unless one of them needs its disk at once. */
+const START_DELAY_MS = 1000;
+const CLOSED = 'closed';
 
 export class FrozenDisk {
   readonly pageCount: number;
   readonly #options: FrozenDiskOptions;
   readonly #client: Promise<NbdClient>;
+  readonly #wanted = Promise.withResolvers<void>();
   #child: ChildProcess | undefined;
   #exit: string | undefined;
 
@@ -35,8 +39,10 @@ export class FrozenDisk {
     this.#options = options;
     this.pageCount = Math.ceil(options.sizeBytes / PAGE_BYTES);
     this.#client = this.#connect();
-    // whoever reads sees the failure; nobody may ever read
-    this.#client.catch((error: unknown) => console.error('memserver:', toSnowflockError(error).message));
+    // whoever reads sees the failure; nobody may ever read, and then it may be closed before it was started
+    this.#client.catch((error: unknown) => {
+      if (this.#exit !== CLOSED) console.error('memserver:', toSnowflockError(error).message);
+    });
   }
 
   /** Starts the disk server in the background. */
@@ -49,6 +55,7 @@ export class FrozenDisk {
     target: Buffer,
     options: { offset: number; firstPage: number; pageCount: number },
   ): Promise<void> {
+    this.#wanted.resolve();
     const client = await this.#client;
     const position = options.firstPage * PAGE_BYTES;
     const wanted = options.pageCount * PAGE_BYTES;
@@ -59,7 +66,8 @@ export class FrozenDisk {
 
   async close(): Promise<void> {
     // before the client: a server that never came up ends the wait for it
-    this.#exit ??= 'closed';
+    this.#exit ??= CLOSED;
+    this.#wanted.resolve();
     this.#child?.kill('SIGKILL');
     const client = await this.#client.catch(() => undefined);
     client?.close();
@@ -77,8 +85,7 @@ export class FrozenDisk {
   }
 
   async #connect(): Promise<NbdClient> {
-    // spawning takes milliseconds, and the fork waits for the caller's reply
-    await nextTurn();
+    await Promise.race([this.#wanted.promise, sleep(START_DELAY_MS)]);
     if (this.#exit === undefined) this.#spawn();
     const deadline = Date.now() + START_TIMEOUT_MS;
     for (;;) {

@@ -2,7 +2,8 @@
 //
 // Owns one descriptor of /proc/PID/mem. That descriptor names the process's address space, not the pid: once the process
 // is gone reads return nothing, and a recycled pid cannot be read by mistake.
-// Invariant: a page outside the presence map is never read, because reading it would create it.
+// Invariant: a page outside the presence map is never read, because reading it would create it, or, of a clone, fetch it.
+// A clone's RAM is a private mapping of its memtap's file: what it has not written is in that file (upstream-memory.ts).
 
 import { closeSync, openSync, readSync } from 'node:fs';
 import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol/pages';
@@ -37,8 +38,13 @@ export class FrozenMemory {
   }
 
   /** Opens the memory of `pid` and reads its page map. The ranges, one after the other, are the region's pages. */
-  static open(options: { readonly pid: number; readonly ranges: readonly MemoryRange[] }): FrozenMemory {
-    const { pid, ranges } = options;
+  static open(options: {
+    readonly pid: number;
+    readonly ranges: readonly MemoryRange[];
+    /** Also pages of files that are mapped. */
+    readonly filePages?: boolean;
+  }): FrozenMemory {
+    const { pid, ranges, filePages = false } = options;
     let fd: number;
     try {
       fd = openSync(`/proc/${pid}/mem`, 'r');
@@ -48,7 +54,7 @@ export class FrozenMemory {
       });
     }
     try {
-      return new FrozenMemory({ pid, fd, ranges, presence: readPresence(pid, ranges) });
+      return new FrozenMemory({ pid, fd, ranges, presence: readPresence(pid, ranges, { filePages }) });
     } catch (error) {
       closeSync(fd);
       throw error;
@@ -98,7 +104,12 @@ export class FrozenMemory {
   }
 }
 
-export function readPresence(pid: number, ranges: readonly MemoryRange[]): PresenceMap {
+/** Which pages the process itself has. */
+export function readPresence(
+  pid: number,
+  ranges: readonly MemoryRange[],
+  options: { readonly filePages: boolean },
+): PresenceMap {
   let pageCount = 0;
   for (const range of ranges) pageCount += range.lengthBytes / PAGE_BYTES;
   const map = new PresenceMap(pageCount);
@@ -124,7 +135,7 @@ export function readPresence(pid: number, ranges: readonly MemoryRange[]): Prese
         );
         if (got === 0)
           throw new SnowflockError('source-lost', `the page map of frozen process ${pid} ends early`);
-        map.setFromPagemap(firstPage + at, entries.subarray(0, 2 * got));
+        map.setFromPagemap(firstPage + at, entries.subarray(0, 2 * got), options);
         at += got;
       }
       firstPage += at;

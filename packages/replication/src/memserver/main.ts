@@ -3,7 +3,7 @@
 //   waiting --configure--> keyed --freeze--> serving --lease lost--> source lost
 //   any state --stop, SIGTERM, orphaned--> exit (and with it the frozen process and qemu-nbd)
 //
-//   node main.ts --control UNIXSOCK --lease UNIXSOCK --listen ADDRESS [--port N] [--orphan-ms N]
+//   node main.ts --control UNIXSOCK --lease UNIXSOCK --listen ADDRESS [--port N] [--orphan-ms N] [--log-fields JSON]
 //
 // The fork's key arrives over the control socket, never in the argument vector. When everything listens, one line of
 // JSON goes to stdout: {"ready":true,"port":N}.
@@ -11,8 +11,10 @@
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
 import { SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
+import { collectYoungGarbage } from '../collect-garbage.ts';
 import { ControlServer } from '../control/control-server.ts';
 import { watchOrphan } from '../orphan-watch.ts';
+import { structureConsole } from '../process-log.ts';
 import { rehearseFork } from '../rehearsal.ts';
 import { MemserverControl } from './memserver-control.ts';
 import { LeaseServer } from './lease.ts';
@@ -29,8 +31,10 @@ function readOptions(): { control: string; lease: string; listen: string; port: 
       listen: { type: 'string' },
       port: { type: 'string', default: '0' },
       'orphan-ms': { type: 'string', default: String(DEFAULT_ORPHAN_MS) },
+      'log-fields': { type: 'string' },
     },
   });
+  structureConsole('memserver', values['log-fields']);
   const { control, lease, listen } = values;
   const port = Number(values.port);
   const orphanMs = Number(values['orphan-ms']);
@@ -47,8 +51,10 @@ async function main(): Promise<void> {
   // A handful of control messages in all: compiling parsers for them would cost more, at the moment of the fork.
   z.config({ jitless: true });
   const snapshot = new Snapshot();
+  let stopping = false;
   const lose = (reason: string): void => {
-    if (snapshot.lostReason !== undefined) return;
+    // the frozen process ends with its lease: when this process leaves, that is no loss
+    if (stopping || snapshot.lostReason !== undefined) return;
     snapshot.markLost(reason);
     console.error(`memserver: source lost: ${reason}`);
     control.broadcast({ event: 'source-lost', reason });
@@ -56,17 +62,20 @@ async function main(): Promise<void> {
   const lease = new LeaseServer({
     path: options.lease,
     onLost: (pid) => {
-      if (snapshot.memory?.pid === pid) lose(`frozen process ${pid} ended`);
+      if (ops.frozenPid === pid) lose(`frozen process ${pid} ended`);
     },
   });
   const pages = new PageServer({ snapshot, onReadFailed: (error) => lose(error.message) });
-  let stopping = false;
   const stop = (): void => {
     if (stopping) return;
     stopping = true;
     lease.close();
     pages.close();
-    void Promise.all([control.close(), snapshot.close()]).finally(() => process.exit(0));
+    void Promise.all([control.close(), snapshot.close()]).finally(() => {
+      // exit() would wait for the threads that read, which may wait for a memtap that will never answer
+      if (snapshot.readsUnderWay > 0) process.kill(process.pid, 'SIGKILL');
+      process.exit(0);
+    });
   };
   const ops = new MemserverControl({
     snapshot,
@@ -92,6 +101,7 @@ async function main(): Promise<void> {
     },
   });
   rehearseFork();
+  collectYoungGarbage();
   process.stdout.write(`${JSON.stringify({ ready: true, port })}\n`);
 }
 

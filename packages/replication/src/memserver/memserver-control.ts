@@ -1,13 +1,18 @@
 // The memserver's control operations: checks each request, then does it.
 
 import { SnowflockError } from '@snowflock/protocol/pages';
-import { memserverRequestSchema, type MemserverRequest } from '../control/schemas.ts';
+import { PageFile } from '../checkpoint/page-file.ts';
+import { PageFileDisk } from '../checkpoint/page-file-disk.ts';
+import { writePageFile, type WrittenPages } from '../checkpoint/write-page-file.ts';
 import { PresenceMap } from '../presence-map.ts';
+import { memserverRequestSchema, type MemserverRequest } from '../control/schemas.ts';
+import { keepPages } from '../checkpoint/keep-pages.ts';
 import { FrozenDisk } from './frozen-disk.ts';
 import { FrozenMemory } from './frozen-memory.ts';
 import type { LeaseServer } from './lease.ts';
 import type { PageServer } from './page-server.ts';
-import type { Snapshot } from './snapshot.ts';
+import type { Snapshot, SnapshotContent } from './snapshot.ts';
+import { UpstreamMemory } from './upstream-memory.ts';
 
 /** The frozen process connects within a millisecond of the fork; a loaded machine needs more. */
 const LEASE_TIMEOUT_MS = 2000;
@@ -23,9 +28,15 @@ export interface MemserverControlOptions {
 
 export class MemserverControl {
   readonly #options: MemserverControlOptions;
+  #frozenPid: number | null = null;
 
   constructor(options: MemserverControlOptions) {
     this.#options = options;
+  }
+
+  /** Whose memory is served; null: nobody's yet, or a checkpoint's. */
+  get frozenPid(): number | null {
+    return this.#frozenPid;
   }
 
   async serve(message: Record<string, unknown>): Promise<object> {
@@ -35,10 +46,19 @@ export class MemserverControl {
     const request = parsed.data;
     switch (request.op) {
       case 'configure':
-        this.#options.pages.setKey(Buffer.from(request.keyHex, 'hex'));
+        this.#options.pages.configure({
+          key: Buffer.from(request.keyHex, 'hex'),
+          multicastAddress: request.multicastAddress,
+        });
         return {};
       case 'freeze':
         return this.#freeze(request);
+      case 'save':
+        return this.#save(request);
+      case 'open-checkpoint':
+        return this.#openCheckpoint(request);
+      case 'keep':
+        return this.#keep(request);
       case 'stats':
         return this.#stats();
       case 'wake-up':
@@ -53,21 +73,76 @@ export class MemserverControl {
   }
 
   async #freeze(request: Extract<MemserverRequest, { op: 'freeze' }>): Promise<object> {
-    const { snapshot, lease, diskSocketPath } = this.#options;
+    const { lease, diskSocketPath } = this.#options;
     const { pid, disk } = request;
-    if (snapshot.memory !== undefined)
-      throw new SnowflockError('bad-request', 'this memserver holds a snapshot already');
+    this.#expectEmpty();
     await lease.waitFor(pid, { timeoutMs: LEASE_TIMEOUT_MS });
     const ranges = request.ramRanges.map(({ start, length }) => ({ start, lengthBytes: length }));
     const memory = FrozenMemory.open({ pid, ranges });
-    if (request.upstreamPresence !== undefined) {
-      const bytes = Buffer.from(request.upstreamPresence, 'base64');
-      memory.presence.union(PresenceMap.decode(bytes, { maxPages: memory.presence.pageCount }));
-    }
+    const upstream =
+      request.upstream && (await UpstreamMemory.open({ ...request.upstream, own: memory.presence }));
     const frozenDisk =
       disk === undefined ? undefined : FrozenDisk.start({ ...disk, socketPath: diskSocketPath });
-    snapshot.install({ memory, disk: frozenDisk });
-    return { presence: memory.presence.encode().toString('base64'), presentPages: memory.presence.count() };
+    this.#frozenPid = pid;
+    return this.#install({ memory, upstream, disk: frozenDisk });
+  }
+
+  #openCheckpoint(request: Extract<MemserverRequest, { op: 'open-checkpoint' }>): object {
+    const { checkpoint: id, ram, disk } = request;
+    this.#expectEmpty();
+    const memory = PageFile.open(ram.path, { id, pageCount: ram.pageCount });
+    try {
+      const file = disk && PageFile.open(disk.path, { id, pageCount: disk.pageCount });
+      return this.#install({ memory, disk: file && new PageFileDisk(file) });
+    } catch (error) {
+      memory.close();
+      throw error;
+    }
+  }
+
+  async #keep(request: Extract<MemserverRequest, { op: 'keep' }>): Promise<object> {
+    const { checkpoint: id, from, ram, disk } = request;
+    this.#expectEmpty();
+    const pages = await keepPages(id, { from, ramPath: ram, diskPath: disk });
+    return this.#openCheckpoint({
+      ...{ op: 'open-checkpoint', checkpoint: id, ram: { path: ram, pageCount: pages.ram } },
+      ...(disk === undefined || pages.disk === 0 ? {} : { disk: { path: disk, pageCount: pages.disk } }),
+    });
+  }
+
+  #expectEmpty(): void {
+    if (this.#options.snapshot.memory !== undefined)
+      throw new SnowflockError('bad-request', 'this memserver holds a snapshot already');
+  }
+
+  #install(content: SnapshotContent): object {
+    const { snapshot, pages } = this.#options;
+    snapshot.install(content);
+    pages.announceFrozen();
+    const { presence } = snapshot;
+    return { presence: presence.encode().toString('base64'), presentPages: presence.count() };
+  }
+
+  /** Writes the snapshot's pages to files, while it is served to others. */
+  async #save({
+    checkpoint: id,
+    ramPath,
+    diskPath,
+  }: Extract<MemserverRequest, { op: 'save' }>): Promise<object> {
+    const { snapshot } = this.#options;
+    const { memory, disk } = snapshot;
+    if (memory === undefined) throw new SnowflockError('bad-request', 'this memserver holds no snapshot yet');
+    const ram = await writePageFile(ramPath, id, {
+      presence: snapshot.presence,
+      read: (target, run) => snapshot.readMemory(target, run),
+    });
+    let written: WrittenPages | null = null;
+    if (diskPath !== undefined && disk !== undefined)
+      written = await writePageFile(diskPath, id, {
+        presence: PresenceMap.full(disk.pageCount),
+        read: (target, run) => disk.read(target, run),
+      });
+    return { ram, disk: written };
   }
 
   #stats(): object {
@@ -76,7 +151,7 @@ export class MemserverControl {
       ...pages.stats(),
       ...snapshot.counters,
       leasedPids: lease.pids,
-      frozenPid: snapshot.memory?.pid ?? null,
+      frozenPid: this.#frozenPid,
       sourceLost: snapshot.lostReason ?? null,
     };
   }

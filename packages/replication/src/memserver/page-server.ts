@@ -5,6 +5,8 @@
 
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import type { SnowflockError } from '@snowflock/protocol/pages';
+import { PageRegion } from '@snowflock/protocol/pages';
+import { MulticastServer } from './multicast-server.ts';
 import { ClientSession, type SessionCounters } from './client-session.ts';
 import { PageBufferPool } from './page-buffers.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -17,6 +19,7 @@ export interface PageServerStats extends SessionCounters {
   readonly clients: number;
   readonly refusedClients: number;
   readonly failedHandshakes: number;
+  readonly multicast: ReturnType<MulticastServer['stats']> | null;
 }
 
 export class PageServer {
@@ -28,6 +31,8 @@ export class PageServer {
   readonly wakeUp = new WakeUpLog();
   readonly #counters: SessionCounters = { requests: 0, errors: 0, sentBytes: 0, droppedClients: 0 };
   #key: Buffer | undefined;
+  #multicast: MulticastServer | undefined;
+  #sessionCount = 0;
   #failedHandshakes = 0;
   #refusedClients = 0;
   #turnScheduled = false;
@@ -51,8 +56,22 @@ export class PageServer {
     return (this.#server.address() as AddressInfo).port;
   }
 
-  setKey(key: Buffer): void {
+  /** `multicastAddress`: of the interface that pages may be sent to many hosts at once from. */
+  configure(options: { readonly key: Buffer; readonly multicastAddress: string | undefined }): void {
+    const { key, multicastAddress: address } = options;
     this.#key = key;
+    if (address !== undefined && this.#multicast === undefined)
+      this.#multicast = new MulticastServer({ key, address });
+  }
+
+  /** The snapshot was installed: whoever connected before the fork begins to fetch. */
+  announceFrozen(): void {
+    const counts: number[] = [];
+    counts[PageRegion.ram] = this.#snapshot.presence.pageCount;
+    counts[PageRegion.rehearsal] = 0;
+    counts[PageRegion.disk] = this.#snapshot.disk?.pageCount ?? 0;
+    this.#multicast?.sender.open(counts);
+    for (const session of this.#sessions) session.announceFrozen();
   }
 
   get clientCount(): number {
@@ -65,10 +84,12 @@ export class PageServer {
       refusedClients: this.#refusedClients,
       failedHandshakes: this.#failedHandshakes,
       ...this.#counters,
+      multicast: this.#multicast?.stats() ?? null,
     };
   }
 
   close(): void {
+    this.#multicast?.close();
     this.#server.close();
     for (const session of this.#sessions) session.destroy();
   }
@@ -86,6 +107,8 @@ export class PageServer {
       buffers: this.#buffers,
       counters: this.#counters,
       wakeUp: this.wakeUp,
+      id: ++this.#sessionCount,
+      multicast: this.#multicast,
       onBacklog: () => this.#scheduleTurn(),
       onHandshakeFailed: () => this.#failedHandshakes++,
       onReadFailed: this.#onReadFailed,

@@ -16,6 +16,10 @@ export class AskerAccounts {
     this.#bytes.set(process, (this.#bytes.get(process) ?? 0) + bytes);
   }
 
+  clear(): void {
+    this.#bytes.clear();
+  }
+
   /** By pid. */
   get bytes(): Record<string, number> {
     return Object.fromEntries(this.#bytes);

@@ -4,10 +4,14 @@
 
 import {
   hasPageData,
+  isMulticastPage,
   PAGE_BYTES,
   PAGE_WIRE_MAX_PAGES,
   pageDataOffset,
   type PageFrame,
+  PageFrameType,
+  PageRegion,
+  splitDataOffset,
 } from '@snowflock/protocol/pages';
 import { ZERO_PAGE } from '../zero-page.ts';
 import type { HeldRead } from './held-reads.ts';
@@ -18,22 +22,34 @@ import type { StoreQueue } from './store-queue.ts';
 export interface DeliveryCounters {
   demandPages: number;
   prefetchedPages: number;
+  /** Those of them that are the disk's. */
+  demandDiskPages: number;
+  prefetchedDiskPages: number;
   /** Prefetched pages for which the store queue had no room. */
   droppedPages: number;
   learnedZeroPages: number;
 }
 
-export class Delivery {
-  readonly counters: DeliveryCounters = {
+function noDeliveries(): DeliveryCounters {
+  return {
     demandPages: 0,
     prefetchedPages: 0,
+    demandDiskPages: 0,
+    prefetchedDiskPages: 0,
     droppedPages: 0,
     learnedZeroPages: 0,
   };
+}
+
+const ZERO = -1;
+const ELSEWHERE = -2;
+
+export class Delivery {
+  counters: DeliveryCounters = noDeliveries();
   readonly #state: SharedState;
   readonly #slots: SlotTable;
   readonly #queue: StoreQueue;
-  /** Where in the frame each page's data begins, or -1. */
+  /** Where in the frame each page's data begins; ZERO, or ELSEWHERE: it comes by multicast. */
   readonly #dataAt = new Int32Array(PAGE_WIRE_MAX_PAGES);
 
   constructor(options: {
@@ -46,13 +62,20 @@ export class Delivery {
     this.#queue = options.queue;
   }
 
-  /** Takes a checked DATA frame. Returns how many of its pages had data. */
+  clearCounters(): void {
+    this.counters = noDeliveries();
+  }
+
+  /** Takes a checked DATA or SPLIT frame. Returns how many of its pages had data. */
   deliver(frame: PageFrame, bytes: Buffer, offset: number): number {
-    const dataOffset = offset + pageDataOffset(frame.pageCount);
+    const { pageCount, type } = frame;
+    const dataOffset =
+      offset + (type === PageFrameType.split ? splitDataOffset(pageCount) : pageDataOffset(pageCount));
     let at = dataOffset;
-    for (let index = 0; index < frame.pageCount; index++) {
+    for (let index = 0; index < pageCount; index++) {
       const present = hasPageData(bytes, offset, index);
-      this.#dataAt[index] = present ? at : -1;
+      const elsewhere = !present && isMulticastPage(bytes, offset, frame, index);
+      this.#dataAt[index] = present ? at : elsewhere ? ELSEWHERE : ZERO;
       if (present) at += PAGE_BYTES;
     }
     const states = this.#state.statesOf(frame.region);
@@ -71,14 +94,17 @@ export class Delivery {
   #deliverTo(held: HeldRead, states: Uint8Array, frame: PageFrame, bytes: Buffer): void {
     const first = Math.max(held.firstPage, frame.firstPage);
     const end = Math.min(held.firstPage + held.pageCount, frame.firstPage + frame.pageCount);
-    for (let page = first; page < end; page++) {
-      const at = this.#dataAt[page - frame.firstPage] ?? -1;
-      if (at < 0) {
+    // Pages that came before may leave it answered in the middle of the frame.
+    for (let page = first; page < end && held.waiting; page++) {
+      const at = this.#dataAt[page - frame.firstPage] ?? ZERO;
+      if (at === ELSEWHERE) continue;
+      if (at === ZERO) {
         this.#learnZero(states, page);
         this.#slots.fill(held, page, ZERO_PAGE, 0);
       } else {
         Atomics.compareExchange(states, page, PageState.wanted, PageState.cached);
         this.counters.demandPages++;
+        if (held.region === PageRegion.disk) this.counters.demandDiskPages++;
         this.#slots.fill(held, page, bytes, at);
       }
     }
@@ -89,14 +115,14 @@ export class Delivery {
     for (let index = 0; index <= frame.pageCount; index++) {
       const page = frame.firstPage + index;
       const wanted = index < frame.pageCount && Atomics.load(states, page) === PageState.wanted;
-      const at = wanted ? (this.#dataAt[index] ?? -1) : -1;
+      const at = wanted ? (this.#dataAt[index] ?? ZERO) : ELSEWHERE;
       if (at >= 0) {
         run++;
         continue;
       }
       if (run > 0) this.#storeRun(states, { frame, firstIndex: index - run, pageCount: run, bytes });
       run = 0;
-      if (wanted) this.#learnZero(states, page);
+      if (at === ZERO) this.#learnZero(states, page);
     }
   }
 
@@ -119,6 +145,7 @@ export class Delivery {
     for (let page = firstPage; page < firstPage + pageCount; page++)
       Atomics.store(states, page, PageState.queued);
     this.counters.prefetchedPages += pageCount;
+    if (frame.region === PageRegion.disk) this.counters.prefetchedDiskPages += pageCount;
     const offset = this.#dataAt[firstIndex] ?? 0;
     if (this.#queue.push({ region: frame.region, firstPage, pageCount, from: bytes, offset })) return;
     this.counters.droppedPages += pageCount;

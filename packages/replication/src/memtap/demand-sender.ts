@@ -13,6 +13,7 @@ import {
   PAGE_FLAG_URGENT,
   PAGE_FRAME_HEADER_BYTES,
   PageFrameType,
+  PageRegion,
   writePageFrame,
 } from '@snowflock/protocol/pages';
 import { ReadAhead } from './read-ahead.ts';
@@ -31,6 +32,8 @@ import {
 
 /** Pages in the midst of a window that need no fetching are fetched along if they are no more than this in a row. */
 const MAX_GAP_PAGES = 4;
+/** The rehearsal is read from its begin to its end, and is to be made of many demands. */
+const REHEARSAL_WINDOW_PAGES = 1;
 
 export class DemandSender {
   readonly #state: SharedState;
@@ -50,7 +53,7 @@ export class DemandSender {
   /** Claims the pages and asks for them. Returns false, with nothing claimed, when the main thread has to take the READ. */
   send(slot: number, region: number, first: number, count: number): boolean {
     const { control, slots } = this.#state;
-    if (Atomics.load(control, Control.laneFd) < 0) return false;
+    if (Atomics.load(control, Control.laneFd) < 0 || !this.#state.mayAsk(region)) return false;
     this.#state.lockLane();
     try {
       const fd = Atomics.load(control, Control.laneFd);
@@ -95,7 +98,10 @@ export class DemandSender {
   ): void {
     const { control } = this.#state;
     this.#limits.min = Atomics.load(control, Control.minWindow);
-    this.#limits.max = Atomics.load(control, Control.maxWindow);
+    this.#limits.max =
+      demand.region === PageRegion.rehearsal
+        ? REHEARSAL_WINDOW_PAGES
+        : Atomics.load(control, Control.maxWindow);
     const window = this.#readAhead.onMiss(demand.region, demand.first, demand.count, this.#limits);
     const start = demand.first + demand.count;
     const end = Math.min(start + window, states.length);
@@ -122,12 +128,13 @@ export class DemandSender {
     const generation = this.#state.slots[slot * Slot.words + Slot.generation] ?? 0;
     frame.type = PageFrameType.read;
     frame.region = region;
-    frame.flags = PAGE_FLAG_URGENT;
+    const multicast = this.#state.multicastFlag;
+    frame.flags = PAGE_FLAG_URGENT | multicast;
     frame.pageCount = count;
     frame.firstPage = first;
     frame.requestId = demandRequestId(slot, 0, generation);
     let length = writePageFrame(this.#frames, 0, frame);
-    frame.flags = 0;
+    frame.flags = multicast;
     for (let done = 0; done < this.#extraCount; done += EXTRA_PART_PAGES) {
       frame.firstPage = this.#extraFirst + done;
       frame.pageCount = Math.min(EXTRA_PART_PAGES, this.#extraCount - done);

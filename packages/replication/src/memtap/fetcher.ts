@@ -10,8 +10,10 @@ import {
   checkPageBitmap,
   PAGE_BYTES,
   PAGE_FLAG_URGENT,
+  PageRegion,
   PAGE_WIRE_MAX_PAGES,
   type PageFrame,
+  PageFrameType,
   SnowflockError,
 } from '@snowflock/protocol/pages';
 import type { PageSource } from '../control/schemas.ts';
@@ -22,6 +24,7 @@ import { Delivery } from './delivery.ts';
 import { Errno } from './fuse/protocol.ts';
 import { type HeldRead, ReadAnswerer } from './held-reads.ts';
 import { KilledAskers } from './killed-askers.ts';
+import { MulticastPath } from './multicast-path.ts';
 import { type LaneKind, PageLink } from './page-link.ts';
 import { type PageRun, RequestsUnderWay } from './requests-under-way.ts';
 import { Control, PageState, RING_ENTRIES, RING_UNSENT, type SharedState, SlotKind } from './shared-state.ts';
@@ -32,12 +35,32 @@ import type { StoreQueue } from './store-queue.ts';
 /** 256 KiB: an answer that a demand never waits long behind. */
 const PREFETCH_RUN_PAGES = 64;
 
+/**
+ * Pages fetched as soon as there is a snapshot: what QEMU touches while it loads the device state. The others follow with
+ * attach(), so that they don't take the CPUs from the descriptor on its way.
+ */
+const LOADING_PAGES = 96;
+
 export interface FetcherOptions {
   readonly fuseFd: number;
   readonly state: SharedState;
   readonly queue: StoreQueue;
   readonly sourceTimeoutMs: number;
   readonly onSourceLost: (reason: string) => void;
+  /** The source can be reached and has no snapshot yet: time to rehearse. */
+  readonly onConnected: () => void;
+  /** The source has its snapshot, for the first time: what was counted so far was rehearsal. */
+  readonly onFrozen: () => void;
+}
+
+/** Where the pages are. */
+export interface SourceOptions {
+  readonly sources: readonly PageSource[];
+  readonly key: Buffer;
+  /** Of this host's interface that pages for many hosts come in at; undefined: they are fetched by unicast only. */
+  readonly multicastAddress: string | undefined;
+  /** RAM pages to fetch before they are asked for, in order of need. */
+  readonly prefetch: readonly number[];
 }
 
 export class Fetcher {
@@ -46,11 +69,16 @@ export class Fetcher {
   readonly #queue: StoreQueue;
   readonly #slots: SlotTable;
   readonly #delivery: Delivery;
+  readonly #multicast: MulticastPath;
   readonly #accounts = new AskerAccounts();
   readonly #killedAskers: KilledAskers;
   readonly #requests: RequestsUnderWay;
-  readonly #counters = { demandReads: 0, sharedReads: 0 };
+  #counters = { demandReads: 0, sharedReads: 0 };
   #link: PageLink | undefined;
+  #source: SourceOptions | undefined;
+  #attached = false;
+  /** What was counted before the source had its snapshot was rehearsal. */
+  #counting = false;
   /** Not asked for yet. */
   #prefetch: readonly number[] = [];
   #lostReason: string | undefined;
@@ -63,6 +91,12 @@ export class Fetcher {
     this.#slots = new SlotTable({ state, answerer: new ReadAnswerer(options.fuseFd) });
     this.#requests = new RequestsUnderWay({ state, slots: this.#slots });
     this.#delivery = new Delivery({ state, slots: this.#slots, queue });
+    this.#multicast = new MulticastPath({
+      ...{ state, slots: this.#slots, requests: this.#requests, delivery: this.#delivery },
+      link: () => this.#link,
+      drain: () => this.drain(),
+      resolve: (held) => this.#resolve(held),
+    });
     this.#killedAskers = new KilledAskers(this.#slots);
     Atomics.store(state.control, Control.laneFd, -1);
   }
@@ -72,7 +106,7 @@ export class Fetcher {
   }
 
   get attached(): boolean {
-    return this.#link !== undefined;
+    return this.#attached;
   }
 
   stats() {
@@ -89,26 +123,54 @@ export class Fetcher {
       heldReads: this.#slots.waiting.length,
       interruptedReads: this.#killedAskers.released,
       missLatency: this.#slots.latency.summary(),
+      multicast: this.#multicast.stats(),
       bytesByProcess: this.#accounts.bytes,
     };
   }
 
+  /** Opens the link ahead of the fork: fetching begins the moment that the source has its snapshot. */
+  connect(source: SourceOptions): void {
+    if (this.#attached) return;
+    this.#dropLink();
+    this.#openLink(source);
+  }
+
   /** Says what is where, and begins to fetch. Once. */
-  attach(options: {
-    readonly sources: readonly PageSource[];
-    readonly key: Buffer;
-    readonly presence: PresenceMap;
-    /** RAM pages to fetch before they are asked for, in order of need. */
-    readonly prefetch: readonly number[];
-  }): void {
-    if (this.#link !== undefined) throw new SnowflockError('bad-request', 'this memtap is attached already');
+  attach(options: SourceOptions & { readonly presence: PresenceMap }): void {
+    if (this.#attached) throw new SnowflockError('bad-request', 'this memtap is attached already');
     this.#markHoles(options.presence);
-    this.#prefetch = options.prefetch;
+    this.#attached = true;
+    if (this.#source === undefined || !sameSource(this.#source, options)) {
+      this.#dropLink();
+      this.#openLink(options);
+    } else {
+      this.#prefetch = options.prefetch;
+      if (this.frozen) this.#startPrefetch();
+    }
+    // READs of holes need no link
+    this.drain();
+    this.#resolveAll();
+  }
+
+  /** The same pages are somewhere else, too: asked for there from now on. What is under way is asked for again. */
+  move(source: SourceOptions): void {
+    if (!this.#attached) throw new SnowflockError('bad-request', 'this memtap is not attached yet');
+    if (this.#lostReason !== undefined) throw new SnowflockError('source-lost', this.#lostReason);
+    if (this.#link?.up === true) this.#linkDown();
+    this.#dropLink();
+    this.#openLink(source);
+  }
+
+  #openLink(source: SourceOptions): void {
+    this.#source = source;
+    this.#prefetch = source.prefetch;
+    this.#multicast.open({ key: source.key, address: source.multicastAddress });
     this.#link = new PageLink({
-      sources: options.sources,
-      key: options.key,
+      sources: source.sources,
+      key: source.key,
       sourceTimeoutMs: this.#options.sourceTimeoutMs,
       onUp: (fd) => this.#linkUp(fd),
+      onFrozen: () => this.#sourceFrozen(),
       onDown: () => this.#linkDown(),
       onFailed: (reason) => this.#linkFailed(reason),
       onData: (which, frame, bytes, offset) => this.#receive(which, frame, bytes, offset),
@@ -117,13 +179,17 @@ export class Fetcher {
       bulkPending: () => this.#requests.bulkCount,
     });
     this.#link.start();
-    // READs of holes need no link
-    this.drain();
-    this.#resolveAll();
+  }
+
+  #dropLink(): void {
+    this.#link?.close();
+    this.#link = undefined;
+    this.#source = undefined;
   }
 
   close(): void {
     this.#killedAskers.close();
+    this.#multicast.close();
     this.#revokeLane();
     this.#link?.close();
   }
@@ -182,12 +248,13 @@ export class Fetcher {
     }
     const link = this.#link;
     if (link === undefined) return;
+    const up = link.up && this.#state.mayAsk(held.region);
     const states = this.#state.statesOf(held.region);
     const end = held.firstPage + held.pageCount;
     let runStart = -1;
     let asked = false;
     for (let page = held.firstPage; page < end && held.waiting; page++) {
-      const claimed = !held.isFilled(page) && this.#resolvePage(held, states, page, link.up);
+      const claimed = !held.isFilled(page) && this.#resolvePage(held, states, page, up);
       if (claimed && runStart < 0) runStart = page;
       const runEnd = claimed ? page + 1 : page;
       if (runStart < 0 || (claimed && runEnd < end && runEnd - runStart < PAGE_WIRE_MAX_PAGES)) continue;
@@ -226,7 +293,8 @@ export class Fetcher {
   }
 
   #ask(link: PageLink, run: PageRun): void {
-    link.request({ requestId: this.#requests.bulkAsked(run), flags: PAGE_FLAG_URGENT, ...run });
+    const flags = PAGE_FLAG_URGENT | this.#state.multicastFlag;
+    link.request([{ requestId: this.#requests.bulkAsked(run), flags, ...run }]);
   }
 
   #receive(which: LaneKind, frame: PageFrame, bytes: Buffer, offset: number): void {
@@ -243,27 +311,64 @@ export class Fetcher {
       this.#accounts.add(held.pid, pages * PAGE_BYTES);
       this.#slots.settle(held);
     }
+    if (frame.type === PageFrameType.split) this.#multicast.promised(frame, bytes, offset);
   }
 
   #linkUp(demandFd: number): void {
     Atomics.store(this.#state.control, Control.laneFd, demandFd);
-    this.drain();
-    this.#resolveAll();
-    this.#startPrefetch();
+    this.#multicast.start();
+    setImmediate(() => {
+      if (!this.#attached && !this.frozen && this.#link?.up === true) this.#options.onConnected();
+    });
   }
 
-  /** Once, on the first link; what is lost with it is fetched when it is asked for. */
-  #startPrefetch(): void {
-    const link = this.#link;
-    if (link === undefined) return;
-    const states = this.#state.statesOf(0);
-    const wanted = (page: number): boolean => page < states.length && this.#state.claim(states, page);
-    const runs = prefetchRuns(this.#prefetch, { wanted, maxRunPages: PREFETCH_RUN_PAGES });
-    this.#prefetch = [];
-    for (const run of runs) {
-      const asked = { region: 0, ...run };
-      link.request({ requestId: this.#requests.bulkAsked(asked), flags: 0, ...asked });
+  #sourceFrozen(): void {
+    Atomics.store(this.#state.control, Control.frozen, 1);
+    if (!this.#counting) {
+      this.#counting = true;
+      this.#clearCounters();
+      this.#options.onFrozen();
     }
+    this.#startPrefetch();
+    this.drain();
+    this.#resolveAll();
+  }
+
+  /** The source has its snapshot, as far as the present link knows. */
+  get frozen(): boolean {
+    return Atomics.load(this.#state.control, Control.frozen) !== 0;
+  }
+
+  #clearCounters(): void {
+    this.#counters = { demandReads: 0, sharedReads: 0 };
+    this.#delivery.clearCounters();
+    this.#multicast.clearCounters();
+    this.#slots.latency.clear();
+    this.#accounts.clear();
+    this.#link?.clearCounters();
+  }
+
+  /** Once for each list of pages; what is lost with its link is fetched when it is asked for. */
+  #startPrefetch(): void {
+    const count = this.#attached ? this.#prefetch.length : LOADING_PAGES;
+    const pages = this.#prefetch.slice(0, count);
+    this.#prefetch = this.#prefetch.slice(count);
+    this.prefetch(PageRegion.ram, pages);
+  }
+
+  /** Asks for pages that nobody waits for yet, in order of need. Nothing happens while there is no link. */
+  prefetch(region: PageRegion, pages: readonly number[]): void {
+    const link = this.#link;
+    if (link?.up !== true) return;
+    const states = this.#state.statesOf(region);
+    const wanted = (page: number): boolean => page < states.length && this.#state.claimRemote(states, page);
+    const runs = prefetchRuns(pages, { wanted, maxRunPages: PREFETCH_RUN_PAGES });
+    link.request(
+      runs.map((run) => {
+        const asked = { region, ...run };
+        return { requestId: this.#requests.bulkAsked(asked), flags: this.#state.multicastFlag, ...asked };
+      }),
+    );
   }
 
   /** Everything under way is lost: pages go back to remote, READs wait for the next link. */
@@ -271,16 +376,23 @@ export class Fetcher {
     this.#revokeLane();
     this.drain();
     this.#requests.abandonAll();
+    this.#multicast.stop();
   }
 
   /** After this the read worker writes to no lane, and what it wrote before is in the ring. */
   #revokeLane(): void {
     this.#state.lockLane();
     Atomics.store(this.#state.control, Control.laneFd, -1);
+    Atomics.store(this.#state.control, Control.frozen, 0);
     this.#state.unlockLane();
   }
 
   #linkFailed(reason: string): void {
+    if (!this.#attached) {
+      // nothing depends on this source yet: attach() tries it again
+      this.#dropLink();
+      return;
+    }
     this.#lostReason = reason;
     Atomics.store(this.#state.control, Control.failed, 1);
     this.drain();
@@ -292,4 +404,10 @@ export class Fetcher {
     for (const held of [...this.#slots.waiting])
       if (held.waiting && held.pendingParts === 0) this.#resolve(held);
   }
+}
+
+function sameSource(a: SourceOptions, b: SourceOptions): boolean {
+  const name = ({ sources, key, multicastAddress }: SourceOptions): string =>
+    JSON.stringify([sources, key.toString('hex'), multicastAddress]);
+  return name(a) === name(b);
 }

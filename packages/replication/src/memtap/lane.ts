@@ -64,6 +64,8 @@ export class Lane {
   #reason: string | undefined;
   #resolveOpened: () => void = () => undefined;
   receivedBytes = 0;
+  /** The other end said that it has its snapshot. */
+  frozen = false;
 
   constructor(options: LaneOptions) {
     this.#options = options;

@@ -4,7 +4,7 @@
 //   any state --stop, SIGTERM, orphaned, unmounted--> unmount, exit
 //
 //   node main.ts --control UNIXSOCK --mount DIR --ram-bytes N [--disk-bytes N] [--orphan-ms N] [--source-timeout-ms N]
-//                [--read-ahead-kb N]
+//                [--read-ahead-kb N] [--log-fields JSON]
 //
 // Owns the mount, /dev/fuse and two workers. The kernel's page cache is the only store: what it drops is fetched again.
 // When mounted and serving, one line of JSON goes to stdout: {"ready":true}.
@@ -15,6 +15,7 @@ import { z } from 'zod';
 import { PAGE_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
 import { ControlServer } from '../control/control-server.ts';
 import { watchOrphan } from '../orphan-watch.ts';
+import { structureConsole } from '../process-log.ts';
 import { rehearseFork } from '../rehearsal.ts';
 import { MemtapControl } from './memtap-control.ts';
 import { MemtapMount } from './memtap-mount.ts';
@@ -46,8 +47,10 @@ function readOptions(): Options {
       'orphan-ms': { type: 'string', default: String(DEFAULT_ORPHAN_MS) },
       'source-timeout-ms': { type: 'string', default: String(DEFAULT_SOURCE_TIMEOUT_MS) },
       'read-ahead-kb': { type: 'string', default: String(DEFAULT_READ_AHEAD_KB) },
+      'log-fields': { type: 'string' },
     },
   });
+  structureConsole('memtap', values['log-fields']);
   const { control, mount } = values;
   if (control === undefined || mount === undefined)
     throw new SnowflockError('bad-config', 'memtap needs --control and --mount');
@@ -124,6 +127,16 @@ async function main(): Promise<void> {
   process.stdout.write(`${JSON.stringify({ ready: true })}\n`);
 }
 
+/**
+ * The end of a memtap that broke. Not by exit: that waits for the read worker, which waits for the kernel, which waits for answers
+ * that nobody gives any more. Killed, it lets go of the mount, and its clones' reads fail at once.
+ */
+function crash(thrown: unknown): void {
+  console.error('memtap: it broke, and ends:', thrown);
+  process.kill(process.pid, 'SIGKILL');
+}
+
+process.on('uncaughtException', crash);
 main().catch((thrown: unknown) => {
   console.error(`memtap: ${toSnowflockError(thrown).message}`);
   process.exit(1);

@@ -3,6 +3,7 @@
 import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol/pages';
 import { memtapRequestSchema, type MemtapRequest } from '../control/schemas.ts';
 import { PRESENCE_MAX_PAGES, PresenceMap } from '../presence-map.ts';
+import type { SourceOptions } from './fetcher.ts';
 import type { MemtapMount } from './memtap-mount.ts';
 
 export class MemtapControl {
@@ -19,14 +20,20 @@ export class MemtapControl {
     if (!parsed.success) throw new SnowflockError('bad-request', `memtap control: ${parsed.error.message}`);
     const request = parsed.data;
     switch (request.op) {
+      case 'connect':
+        this.#mount.fetcher.connect(sourceOf(request));
+        return {};
       case 'attach':
         this.#attach(request);
+        return {};
+      case 'move':
+        this.#mount.fetcher.move(sourceOf(request));
         return {};
       case 'stats':
         return this.#mount.stats();
       case 'set':
         this.#mount.setWindow({ min: request.minWindowPages, max: request.maxWindowPages });
-        if (request.readAheadKb !== undefined) await this.#mount.setKernelReadAhead(request.readAheadKb);
+        if (request.readAheadKb !== undefined) this.#mount.setKernelReadAhead(request.readAheadKb);
         return {};
       case 'stop':
         // after the reply has left
@@ -40,11 +47,11 @@ export class MemtapControl {
   #attach(request: Extract<MemtapRequest, { op: 'attach' }>): void {
     const maxPages = Math.min(PRESENCE_MAX_PAGES, this.#mount.ramBytes / PAGE_BYTES);
     const presence = PresenceMap.decode(Buffer.from(request.presence, 'base64'), { maxPages });
-    this.#mount.fetcher.attach({
-      sources: request.sources,
-      key: Buffer.from(request.keyHex, 'hex'),
-      presence,
-      prefetch: request.prefetch,
-    });
+    this.#mount.fetcher.attach({ ...sourceOf(request), presence });
   }
+}
+
+function sourceOf(request: Extract<MemtapRequest, { op: 'connect' | 'attach' | 'move' }>): SourceOptions {
+  const { sources, keyHex, multicastAddress, prefetch } = request;
+  return { sources, key: Buffer.from(keyHex, 'hex'), multicastAddress, prefetch };
 }

@@ -6,11 +6,14 @@
 // blocking read, and it leaves it when the mount is gone: so closing always unmounts first, and is bounded in time.
 
 import { once } from 'node:events';
+import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol/pages';
+import { PAGE_BYTES, PageRegion, REHEARSAL_PAGES, SnowflockError } from '@snowflock/protocol/pages';
 import { Fetcher } from './fetcher.ts';
 import { mountFuse, openFuseDevice, setKernelReadAhead, unmountFuse } from './fuse/mount.ts';
 import { FILE_NODE_BASE, type FuseFile } from './fuse/protocol.ts';
+import { rehearse, REHEARSAL_FILE } from './rehearsal.ts';
+import { collectYoungGarbage } from '../collect-garbage.ts';
 import type { ReadWorkerData } from './read-worker.ts';
 import { allocateShared, Control, Counter, SharedState } from './shared-state.ts';
 import type { StoreWorkerData } from './store-worker.ts';
@@ -19,6 +22,7 @@ import { allocateStoreQueue, StoreQueue } from './store-queue.ts';
 /** Read-ahead of the memtap itself, in pages beyond the demanded one: alone, and at most in a sequential stream (1 MiB). */
 const MIN_WINDOW_PAGES = 3;
 const MAX_WINDOW_PAGES = 256;
+const REHEARSAL_BYTES = REHEARSAL_PAGES * PAGE_BYTES;
 const UNMOUNT_TIMEOUT_MS = 2000;
 /** A read worker that has not left by then never will; the process is ended the hard way. */
 const WORKER_EXIT_TIMEOUT_MS = 2000;
@@ -41,12 +45,23 @@ export class MemtapMount {
   readonly #storeWorker: Worker;
   readonly fetcher: Fetcher;
   #readerGone = false;
+  #rehearsed = false;
+  /** The workers' counters when the rehearsal was over. */
+  #before = new Float64Array(Counter.words);
 
   private constructor(options: MemtapMountOptions, fuseFd: number) {
     this.#options = options;
     const { ramBytes, diskBytes } = options;
-    const files: FuseFile[] = [{ name: 'ram', node: FILE_NODE_BASE, sizeBytes: ramBytes }];
-    if (diskBytes > 0) files.push({ name: 'disk', node: FILE_NODE_BASE + 1, sizeBytes: diskBytes });
+    const file = (name: string, region: PageRegion, sizeBytes: number): FuseFile => ({
+      name,
+      node: FILE_NODE_BASE + region,
+      sizeBytes,
+    });
+    const files = [
+      file('ram', PageRegion.ram, ramBytes),
+      file(REHEARSAL_FILE, PageRegion.rehearsal, REHEARSAL_BYTES),
+    ];
+    if (diskBytes > 0) files.push(file('disk', PageRegion.disk, diskBytes));
     const shared = allocateShared({
       ramPages: ramBytes / PAGE_BYTES,
       diskPages: Math.ceil(diskBytes / PAGE_BYTES),
@@ -61,13 +76,15 @@ export class MemtapMount {
       queue: this.#queue,
       sourceTimeoutMs: options.sourceTimeoutMs,
       onSourceLost: options.onSourceLost,
+      onConnected: () => void this.#rehearse(),
+      onFrozen: () => (this.#before = this.#state.counters.slice()),
     });
     const readerData: ReadWorkerData = { fuseFd, files, shared, queue: queueMemory };
     const storeData: StoreWorkerData = {
       fuseFd,
       shared,
       queue: queueMemory,
-      fileSizes: [ramBytes, diskBytes],
+      fileSizes: [ramBytes, REHEARSAL_BYTES, diskBytes],
     };
     this.#readWorker = new Worker(new URL('./read-worker.ts', import.meta.url), { workerData: readerData });
     this.#storeWorker = new Worker(new URL('./store-worker.ts', import.meta.url), { workerData: storeData });
@@ -89,7 +106,7 @@ export class MemtapMount {
     Atomics.store(mount.#state.control, Control.mounted, 1);
     Atomics.notify(mount.#state.control, Control.mounted);
     try {
-      await setKernelReadAhead(options.mount, options.readAheadKb);
+      setKernelReadAhead(options.mount, options.readAheadKb);
     } catch (error) {
       await mount.close();
       throw new SnowflockError('bad-config', `cannot set read-ahead of ${options.mount}`, { cause: error });
@@ -110,12 +127,13 @@ export class MemtapMount {
     if (window.max !== undefined) Atomics.store(this.#state.control, Control.maxWindow, window.max);
   }
 
-  async setKernelReadAhead(readAheadKb: number): Promise<void> {
-    await setKernelReadAhead(this.#options.mount, readAheadKb);
+  setKernelReadAhead(readAheadKb: number): void {
+    setKernelReadAhead(this.#options.mount, readAheadKb);
   }
 
   stats(): object {
-    const counter = (index: number): number => this.#state.counters[index] ?? 0;
+    const counter = (index: number): number =>
+      (this.#state.counters[index] ?? 0) - (this.#before[index] ?? 0);
     const fetched = this.fetcher.stats();
     return {
       ...fetched,
@@ -127,6 +145,20 @@ export class MemtapMount {
       attached: this.fetcher.attached,
       sourceLost: this.fetcher.lostReason ?? null,
     };
+  }
+
+  async #rehearse(): Promise<void> {
+    if (this.#rehearsed) return;
+    this.#rehearsed = true;
+    try {
+      await rehearse({
+        path: join(this.#options.mount, REHEARSAL_FILE),
+        prefetch: (pages) => this.fetcher.prefetch(PageRegion.rehearsal, pages),
+      });
+    } catch (error) {
+      console.error('memtap: the rehearsal failed:', error);
+    }
+    collectYoungGarbage();
   }
 
   async close(): Promise<void> {

@@ -3,6 +3,8 @@
 //   idle --start--> connecting --both lanes open--> up --lane closed, stalled--> connecting
 //                       '--no data for sourceTimeoutMs, or the source says it lost the snapshot--> failed (final)
 //
+// While up, `onFrozen` says once that the source has its snapshot, which may be long after it could be reached.
+//
 // The demand lane carries requests that the read worker writes itself; this thread only reads it. The bulk lane carries
 // what this thread asks for, and pings. So a guest's page never queues behind a prefetch.
 //
@@ -27,12 +29,16 @@ const TICK_MS = 250;
 const PING_INTERVAL_MS = 2000;
 /** A source that owes us something and sends nothing for so long is given up, and the next one tried. */
 const STALL_MAX_MS = 3000;
+const UINT16_MAX = 0xffff;
+const UINT32_MAX = 0xffffffff;
 
 export interface PageLinkOptions {
   readonly sources: readonly PageSource[];
   readonly key: Buffer;
   readonly sourceTimeoutMs: number;
   readonly onUp: (demandFd: number) => void;
+  /** After onUp, once for each. */
+  readonly onFrozen: () => void;
   readonly onDown: (reason: string) => void;
   readonly onFailed: (reason: string) => void;
   readonly onData: (which: LaneKind, frame: PageFrame, bytes: Buffer, offset: number) => void;
@@ -42,6 +48,14 @@ export interface PageLinkOptions {
   readonly demandPending: () => number;
   /** Requests under way on the bulk lane. */
   readonly bulkPending: () => number;
+}
+
+export interface PageRequest {
+  readonly requestId: number;
+  readonly region: number;
+  readonly firstPage: number;
+  readonly pageCount: number;
+  readonly flags: number;
 }
 
 export type LaneKind = 'demand' | 'bulk';
@@ -86,15 +100,41 @@ export class PageLink {
     return this.#closedLanesBytes + (this.#demand?.receivedBytes ?? 0) + (this.#bulk?.receivedBytes ?? 0);
   }
 
-  /** Asks for pages on the bulk lane. Only while up. */
-  request(read: {
-    requestId: number;
-    region: number;
-    firstPage: number;
-    pageCount: number;
-    flags: number;
-  }): void {
-    this.#send({ ...read, type: PageFrameType.read, length: 0, dataPages: 0 });
+  /** Asks for pages on the bulk lane, with one write. Only while up. */
+  request(reads: readonly PageRequest[]): void {
+    const out = Buffer.allocUnsafe(reads.length * PAGE_FRAME_HEADER_BYTES);
+    let at = 0;
+    for (const { requestId, region, firstPage, pageCount, flags } of reads) {
+      const frame = this.#frame;
+      frame.type = PageFrameType.read;
+      frame.requestId = requestId;
+      frame.region = region;
+      frame.firstPage = firstPage;
+      frame.pageCount = pageCount;
+      frame.flags = flags;
+      frame.dataPages = 0;
+      at = writePageFrame(out, at, frame);
+    }
+    this.#write(out);
+  }
+
+  /** Tells the source how multicast does here. */
+  report(said: { readonly bytes: number; readonly intervalMs: number; readonly heardBytes: number }): void {
+    if (this.#state !== 'up') return;
+    const out = Buffer.allocUnsafe(PAGE_FRAME_HEADER_BYTES);
+    const frame = { ...createPageFrame(), type: PageFrameType.report };
+    frame.requestId = Math.min(said.bytes, UINT32_MAX);
+    frame.firstPage = Math.min(Math.round(said.intervalMs * 1000), UINT32_MAX);
+    frame.pageCount = Math.min(said.heardBytes, UINT16_MAX);
+    writePageFrame(out, 0, frame);
+    this.#write(out);
+  }
+
+  clearCounters(): void {
+    this.#closedLanesBytes = 0;
+    for (const lane of [this.#demand, this.#bulk]) if (lane) lane.receivedBytes = 0;
+    this.sentBytes = 0;
+    this.reconnects = 0;
   }
 
   /** Gives the present lanes up and connects again. */
@@ -137,6 +177,12 @@ export class PageLink {
     this.#pingSentMs = now;
     this.#state = 'up';
     this.#options.onUp(demand.fd);
+    this.#announceFrozen();
+  }
+
+  #announceFrozen(): void {
+    if (this.#state !== 'up' || this.#demand?.frozen !== true || this.#bulk?.frozen !== true) return;
+    this.#options.onFrozen();
   }
 
   #goDown(): void {
@@ -191,9 +237,15 @@ export class PageLink {
     this.#progressMs[origin.which] = now;
     switch (frame.type) {
       case PageFrameType.data:
+      case PageFrameType.split:
         this.#lastDataMs = now;
         this.#failures = 0;
         this.#options.onData(origin.which, frame, bytes, offset);
+        return;
+      case PageFrameType.frozen:
+        if (origin.from.frozen) throw new SnowflockError('bad-request', 'it froze twice');
+        origin.from.frozen = true;
+        this.#announceFrozen();
         return;
       case PageFrameType.pong:
         this.#pingPending = false;
@@ -236,13 +288,12 @@ export class PageLink {
     if (this.#pingPending || now - this.#pingSentMs < PING_INTERVAL_MS) return;
     this.#pingPending = true;
     this.#pingSentMs = now;
-    this.#send({ ...createPageFrame(), type: PageFrameType.ping });
+    const out = Buffer.allocUnsafe(PAGE_FRAME_HEADER_BYTES);
+    writePageFrame(out, 0, { ...createPageFrame(), type: PageFrameType.ping });
+    this.#write(out);
   }
 
-  #send(frame: PageFrame): void {
-    const out = Buffer.allocUnsafe(PAGE_FRAME_HEADER_BYTES);
-    Object.assign(this.#frame, frame);
-    writePageFrame(out, 0, this.#frame);
+  #write(out: Buffer): void {
     this.sentBytes += out.length;
     this.#bulk?.write(out);
   }

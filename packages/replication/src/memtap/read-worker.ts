@@ -46,6 +46,8 @@ const SLOT_WAIT_MS = 2;
 class ReadWorker {
   readonly #fd: number;
   readonly #files: readonly FuseFile[];
+  /** The same by region. */
+  readonly #regions: (FuseFile | undefined)[] = [];
   readonly #state: SharedState;
   readonly #request = Buffer.alloc(FUSE_REQUEST_BYTES);
   readonly #out = Buffer.alloc(FUSE_OUT_HEADER + 128);
@@ -64,6 +66,7 @@ class ReadWorker {
   constructor(data: ReadWorkerData) {
     this.#fd = data.fuseFd;
     this.#files = data.files;
+    for (const file of data.files) this.#regions[file.node - FILE_NODE_BASE] = file;
     this.#state = new SharedState(data.shared);
     this.#queue = new StoreQueue(data.queue);
     this.#demand = new DemandSender({ state: this.#state, wake: () => this.#wake() });
@@ -105,7 +108,7 @@ class ReadWorker {
 
   #read(): void {
     const request = this.#request;
-    const file = this.#files[request.readUInt32LE(16) - FILE_NODE_BASE];
+    const file = this.#regions[request.readUInt32LE(16) - FILE_NODE_BASE];
     const offset = request.readUInt32LE(48) + request.readUInt32LE(52) * 2 ** 32;
     const asked = request.readUInt32LE(56);
     if (file === undefined || asked > FUSE_MAX_READ_BYTES) return this.#fail(Errno.EIO);

@@ -16,6 +16,8 @@
 //   queued, storing  the page's data is in the store queue
 //   A READ for a page in any of these three goes to the main thread, which alone decides how it is answered.
 
+import { PAGE_FLAG_MULTICAST, PageRegion, REHEARSAL_PAGES } from '@snowflock/protocol/pages';
+
 export const PageState = { remote: 0, zero: 1, wanted: 2, queued: 3, storing: 4, cached: 5 } as const;
 export type PageState = (typeof PageState)[keyof typeof PageState];
 
@@ -58,7 +60,7 @@ export const Control = {
   ringHead: 0,
   ringTail: 1,
   wakePending: 2,
-  attached: 3,
+  frozen: 3,
   failed: 4,
   laneLock: 5,
   laneFd: 6,
@@ -67,6 +69,8 @@ export const Control = {
   maxWindow: 9,
   slotFreed: 10,
   mounted: 11,
+  /** Answers may come by multicast. */
+  multicast: 12,
   words: 16,
 } as const;
 
@@ -88,6 +92,7 @@ export interface SharedMemory {
   readonly slots: SharedArrayBuffer;
   readonly counters: SharedArrayBuffer;
   readonly ramStates: SharedArrayBuffer;
+  readonly rehearsalStates: SharedArrayBuffer;
   readonly diskStates: SharedArrayBuffer;
 }
 
@@ -101,6 +106,7 @@ export function allocateShared(options: {
     slots: new SharedArrayBuffer(SLOT_COUNT * Slot.words * 4),
     counters: new SharedArrayBuffer(Counter.words * 8),
     ramStates: new SharedArrayBuffer(options.ramPages),
+    rehearsalStates: new SharedArrayBuffer(REHEARSAL_PAGES),
     diskStates: new SharedArrayBuffer(options.diskPages),
   };
 }
@@ -113,7 +119,7 @@ export class SharedState {
   readonly times: Float64Array;
   readonly counters: Float64Array;
   /** Page states by region. */
-  readonly states: readonly [ram: Uint8Array, disk: Uint8Array];
+  readonly states: readonly [ram: Uint8Array, rehearsal: Uint8Array, disk: Uint8Array];
 
   constructor(memory: SharedMemory) {
     this.control = new Int32Array(memory.control);
@@ -121,22 +127,42 @@ export class SharedState {
     this.slots = new Int32Array(memory.slots);
     this.times = new Float64Array(memory.slots);
     this.counters = new Float64Array(memory.counters);
-    this.states = [new Uint8Array(memory.ramStates), new Uint8Array(memory.diskStates)];
+    this.states = [
+      new Uint8Array(memory.ramStates),
+      new Uint8Array(memory.rehearsalStates),
+      new Uint8Array(memory.diskStates),
+    ];
   }
 
   statesOf(region: number): Uint8Array {
-    return region === 0 ? this.states[0] : this.states[1];
+    const states = this.states[region];
+    if (states === undefined) throw new Error(`there is no region ${region}`);
+    return states;
   }
 
   count(counter: number, by: number): void {
     this.counters[counter] = (this.counters[counter] ?? 0) + by;
   }
 
+  /** Flag of a READ that says whether its answer may come by multicast. */
+  get multicastFlag(): number {
+    return Atomics.load(this.control, Control.multicast) === 0 ? 0 : PAGE_FLAG_MULTICAST;
+  }
+
+  /** Whether the source may be asked for pages of a region: for what counts only once it has its snapshot. */
+  mayAsk(region: number): boolean {
+    return region === PageRegion.rehearsal || Atomics.load(this.control, Control.frozen) !== 0;
+  }
+
   /** Moves a page to wanted if it has to be fetched and nobody fetches it. Returns whether this call claimed it. */
   claim(states: Uint8Array, page: number): boolean {
-    if (Atomics.compareExchange(states, page, PageState.remote, PageState.wanted) === PageState.remote)
-      return true;
+    if (this.claimRemote(states, page)) return true;
     return Atomics.compareExchange(states, page, PageState.cached, PageState.wanted) === PageState.cached;
+  }
+
+  /** The same for pages that never came: what is cached, the kernel may still have. */
+  claimRemote(states: Uint8Array, page: number): boolean {
+    return Atomics.compareExchange(states, page, PageState.remote, PageState.wanted) === PageState.remote;
   }
 
   /** Gives back a claim whose request was never sent or is lost. */

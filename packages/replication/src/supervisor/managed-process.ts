@@ -78,8 +78,13 @@ export abstract class ManagedProcess implements AsyncDisposable {
     return undefined;
   }
 
-  protected async call<Reply>(op: string, fields: object, schema: z.ZodType<Reply>): Promise<Reply> {
-    const reply = schema.safeParse(await this.#control.call(op, fields, { timeoutMs: CALL_TIMEOUT_MS }));
+  protected async call<Reply>(
+    op: string,
+    fields: object,
+    schema: z.ZodType<Reply>,
+    timeoutMs = CALL_TIMEOUT_MS,
+  ): Promise<Reply> {
+    const reply = schema.safeParse(await this.#control.call(op, fields, { timeoutMs }));
     if (!reply.success)
       throw new SnowflockError('internal', `${this.#name}: bad reply to '${op}': ${reply.error.message}`);
     return reply.data;
@@ -106,7 +111,9 @@ export interface ProcessConnection {
 export async function startManaged(options: {
   readonly name: string;
   readonly script: URL;
+  readonly v8Flags?: readonly string[];
   readonly args: readonly string[];
+  readonly env?: Readonly<Record<string, string>>;
   readonly controlPath: string;
   readonly logPath: string;
 }): Promise<ProcessConnection & { readonly ready: Record<string, unknown> }> {

@@ -6,9 +6,15 @@ import {
   freezeReplySchema,
   type MemserverStats,
   memserverStatsSchema,
+  type SavedPages,
+  saveReplySchema,
   wakeUpReplySchema,
 } from '../control/schemas.ts';
+import { logArguments, type LogSubject } from '../process-log.ts';
 import { connectManaged, ManagedProcess, type ProcessConnection, startManaged } from './managed-process.ts';
+
+/** Threads that read a memtap's file, of a clone that was forked: each may wait for a network round trip. Made with the first read. */
+const READ_THREADS = 32;
 
 export interface MemserverStartOptions {
   /** Unix socket paths that it makes: for us, and for the frozen process. */
@@ -20,6 +26,8 @@ export interface MemserverStartOptions {
   readonly port?: number;
   readonly logPath: string;
   readonly orphanMs?: number;
+  /** For its log. */
+  readonly subject?: LogSubject;
 }
 
 export interface FreezeOptions {
@@ -28,8 +36,15 @@ export interface FreezeOptions {
   /** Where the RAM lies in it, in the order of the RAM file. `start` is hexadecimal, `length` in bytes, whole pages. */
   readonly ramRanges: readonly { readonly start: string; readonly length: number }[];
   readonly disk?: { readonly format: 'qcow2' | 'raw'; readonly path: string; readonly sizeBytes: number };
-  /** When the frozen VM is a clone: the serialised presence map of the snapshot it was cloned from. */
-  readonly upstreamPresence?: Buffer;
+  /** When the frozen VM is itself a clone: the RAM file of its memtap, and a file with that snapshot's serialised presence map. */
+  readonly upstream?: { readonly ramPath: string; readonly presencePath: string };
+}
+
+/** Files of a checkpoint, and how many pages the region of each has. */
+export interface CheckpointFiles {
+  readonly id: string;
+  readonly ram: { readonly path: string; readonly pageCount: number };
+  readonly disk?: { readonly path: string; readonly pageCount: number };
 }
 
 export interface FreezeResult {
@@ -37,6 +52,21 @@ export interface FreezeResult {
   readonly presence: Buffer;
   readonly presentPages: number;
 }
+
+/** What a memtap of this host serves, and the files that it is copied to. */
+export interface KeepOptions {
+  readonly id: string;
+  readonly from: {
+    readonly ramPath: string;
+    readonly presencePath: string;
+    readonly disk?: { readonly path: string; readonly pageCount: number };
+  };
+  readonly ramPath: string;
+  readonly diskPath?: string;
+}
+
+/** Writing gigabytes to a slow disk; a memserver that dies is noticed at once. */
+const SAVE_TIMEOUT_MS = 3_600_000;
 
 export class MemserverProcess extends ManagedProcess {
   readonly leasePath: string;
@@ -64,9 +94,13 @@ export class MemserverProcess extends ManagedProcess {
       '--port',
       String(port),
     ];
+    args.push(...logArguments(options.subject));
     if (orphanMs !== undefined) args.push('--orphan-ms', String(orphanMs));
     const script = new URL('../memserver/main.ts', import.meta.url);
-    const started = await startManaged({ name: 'memserver', script, args, controlPath, logPath });
+    const started = await startManaged({
+      ...{ name: 'memserver', script, args, controlPath, logPath },
+      env: { UV_THREADPOOL_SIZE: String(READ_THREADS) },
+    });
     const bound = started.ready['port'];
     if (typeof bound !== 'number')
       throw new SnowflockError('internal', 'memserver: no port in its readiness line');
@@ -88,17 +122,41 @@ export class MemserverProcess extends ManagedProcess {
   }
 
   /** Gives it the fork's key (32 bytes); clients are refused before. */
-  async configure(options: { readonly key: Buffer }): Promise<void> {
-    await this.call('configure', { keyHex: options.key.toString('hex') }, z.object({}));
+  async configure(options: {
+    readonly key: Buffer;
+    /** Of the interface that pages may go to many hosts at once from. */
+    readonly multicastAddress?: string | undefined;
+  }): Promise<void> {
+    const { key, multicastAddress } = options;
+    await this.call('configure', { keyHex: key.toString('hex'), multicastAddress }, z.object({}));
   }
 
   /** Takes the frozen process over and reads its page map. Once. */
   async freeze(options: FreezeOptions): Promise<FreezeResult> {
-    const { upstreamPresence, ...fields } = options;
-    const upstream =
-      upstreamPresence === undefined ? {} : { upstreamPresence: upstreamPresence.toString('base64') };
-    const reply = await this.call('freeze', { ...fields, ...upstream }, freezeReplySchema);
+    const reply = await this.call('freeze', options, freezeReplySchema);
     return { presence: Buffer.from(reply.presence, 'base64'), presentPages: reply.presentPages };
+  }
+
+  /** Serves a checkpoint in place of a frozen process. Throws 'source-lost' when its files are damaged. */
+  async openCheckpoint(files: CheckpointFiles): Promise<FreezeResult> {
+    const { id: checkpoint, ...regions } = files;
+    const reply = await this.call('open-checkpoint', { checkpoint, ...regions }, freezeReplySchema);
+    return { presence: Buffer.from(reply.presence, 'base64'), presentPages: reply.presentPages };
+  }
+
+  /** Fetches all that a memtap of this host serves, writes it to page files, and serves these. Throws 'no-resources', 'source-lost'. */
+  async keep({ id: checkpoint, from, ramPath: ram, diskPath: disk }: KeepOptions): Promise<void> {
+    await this.call('keep', { checkpoint, from, ram, disk }, freezeReplySchema, SAVE_TIMEOUT_MS);
+  }
+
+  /** Writes the snapshot to page files; resolves when they are on the disk. Throws 'no-resources' when it is full. */
+  async save(options: {
+    readonly id: string;
+    readonly ramPath: string;
+    readonly diskPath?: string;
+  }): Promise<SavedPages> {
+    const { id: checkpoint, ...paths } = options;
+    return this.call('save', { checkpoint, ...paths }, saveReplySchema, SAVE_TIMEOUT_MS);
   }
 
   /** RAM pages that clones waited for in their first moments, in that order. */

@@ -4,7 +4,14 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { type MemtapStats, memtapStatsSchema, type PageSource } from '../control/schemas.ts';
 import { cleanupMount } from './cleanup-mount.ts';
+import { logArguments, type LogSubject } from '../process-log.ts';
 import { connectManaged, ManagedProcess, type ProcessConnection, startManaged } from './managed-process.ts';
+
+/**
+ * It shares the CPUs with the clones that are just starting: no compiling on other threads before the first few thousand
+ * faults are over (measured: 20 ms of CPU time).
+ */
+const V8_FLAGS = ['--invocation-count-for-maglev=5000', '--invocation-count-for-maglev-osr=2000'];
 
 export interface MemtapStartOptions {
   readonly controlPath: string;
@@ -15,20 +22,27 @@ export interface MemtapStartOptions {
   readonly diskBytes?: number;
   readonly logPath: string;
   readonly orphanMs?: number;
+  /** For its log. */
+  readonly subject?: LogSubject;
   /** How long no source may be reachable before reads fail. */
   readonly sourceTimeoutMs?: number;
   /** The kernel's own read-ahead on the mount; the default of 4 leaves it to the memtap. */
   readonly readAheadKb?: number;
 }
 
-export interface AttachOptions {
+export interface ConnectOptions {
   /** Tried in order, round and round. */
   readonly sources: readonly PageSource[];
   readonly key: Buffer;
-  /** Serialised presence map of the RAM, as `freeze` gave it. */
-  readonly presence: Buffer;
+  /** Of this host's interface that pages for many hosts come in at; absent: all is fetched by unicast. */
+  readonly multicastAddress?: string | undefined;
   /** RAM pages to fetch at once, in the order in which they will be needed. */
   readonly prefetch?: readonly number[];
+}
+
+export interface AttachOptions extends ConnectOptions {
+  /** Serialised presence map of the RAM, as `freeze` gave it. */
+  readonly presence: Buffer;
 }
 
 export class MemtapProcess extends ManagedProcess {
@@ -44,6 +58,7 @@ export class MemtapProcess extends ManagedProcess {
     const { controlPath, mountPath, ramBytes, diskBytes = 0, logPath } = options;
     const args = ['--control', controlPath, '--mount', mountPath, '--ram-bytes', String(ramBytes)];
     if (diskBytes > 0) args.push('--disk-bytes', String(diskBytes));
+    args.push(...logArguments(options.subject));
     if (options.orphanMs !== undefined) args.push('--orphan-ms', String(options.orphanMs));
     if (options.sourceTimeoutMs !== undefined)
       args.push('--source-timeout-ms', String(options.sourceTimeoutMs));
@@ -51,7 +66,7 @@ export class MemtapProcess extends ManagedProcess {
     const script = new URL('../memtap/main.ts', import.meta.url);
     try {
       return new MemtapProcess(
-        await startManaged({ name: 'memtap', script, args, controlPath, logPath }),
+        await startManaged({ name: 'memtap', script, v8Flags: V8_FLAGS, args, controlPath, logPath }),
         options,
       );
     } catch (error) {
@@ -78,14 +93,20 @@ export class MemtapProcess extends ManagedProcess {
     return join(this.mountPath, 'disk');
   }
 
+  /** Opens the link ahead of the fork: fetching begins the moment that the memserver has its snapshot. */
+  async connect(options: ConnectOptions): Promise<void> {
+    await this.call('connect', sourceFields(options), z.object({}));
+  }
+
   /** Says what is where; held READs go on. Once. */
   async attach(options: AttachOptions): Promise<void> {
-    const { sources, key, presence, prefetch = [] } = options;
-    await this.call(
-      'attach',
-      { sources, keyHex: key.toString('hex'), presence: presence.toString('base64'), prefetch },
-      z.object({}),
-    );
+    const presence = options.presence.toString('base64');
+    await this.call('attach', { ...sourceFields(options), presence }, z.object({}));
+  }
+
+  /** The same pages from another source, which has all of them. */
+  async move(options: ConnectOptions): Promise<void> {
+    await this.call('move', sourceFields(options), z.object({}));
   }
 
   async stats(): Promise<MemtapStats> {
@@ -104,4 +125,9 @@ export class MemtapProcess extends ManagedProcess {
   protected override async afterExit(): Promise<void> {
     await cleanupMount(this.mountPath);
   }
+}
+
+function sourceFields(options: ConnectOptions): Record<string, unknown> {
+  const { sources, key, multicastAddress, prefetch = [] } = options;
+  return { sources, keyHex: key.toString('hex'), multicastAddress, prefetch };
 }

@@ -4,8 +4,8 @@
 // descriptor, and read requests from then on. When the descriptor's last holder dies, every waiting reader fails.
 
 import { spawn } from 'node:child_process';
-import { openSync, writeFileSync } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { openSync, readFileSync, realpathSync, writeFileSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import { SnowflockError } from '@snowflock/protocol/pages';
 import { runBounded } from '../../run-bounded.ts';
 import { FUSE_MAX_READ_BYTES } from './protocol.ts';
@@ -64,13 +64,30 @@ export async function mountFuse(options: {
     );
 }
 
-/** Sets the kernel's own read-ahead for this mount. Blocks until the mount's first requests are answered. */
-export async function setKernelReadAhead(directory: string, readAheadKb: number): Promise<void> {
-  const { dev } = await stat(directory);
-  // the inverse of the C library's makedev(3) for device numbers below 2^32
-  const major = (dev >>> 8) & 0xfff;
-  const minor = (dev & 0xff) | ((dev >>> 12) & 0xfff00);
-  writeFileSync(`/sys/class/bdi/${major}:${minor}/read_ahead_kb`, String(readAheadKb));
+/** Sets the kernel's own read-ahead for this mount. */
+export function setKernelReadAhead(directory: string, readAheadKb: number): void {
+  writeFileSync(`/sys/class/bdi/${deviceOf(directory)}/read_ahead_kb`, String(readAheadKb));
+}
+
+/**
+ * `major:minor` of the file system mounted there, without asking it: a server that waits for its own mount when it is killed
+ * waits for ever, holds its mount, and with it every process that uses it.
+ */
+function deviceOf(directory: string): string {
+  const path = join(realpathSync(dirname(directory)), basename(directory));
+  // proc(5): id, parent, major:minor, root, mount point, ...; blanks in paths are \040 and the like
+  const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
+  const here = mounts
+    .map((line) => line.split(' '))
+    .findLast((fields) => unescapePath(fields[4] ?? '') === path);
+  if (here?.[2] === undefined) throw new SnowflockError('internal', `nothing is mounted on ${directory}`);
+  return here[2];
+}
+
+function unescapePath(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_match, octal: string) =>
+    String.fromCharCode(Number.parseInt(octal, 8)),
+  );
 }
 
 /** Ends the mount, whoever uses it: first by force (waiting readers fail), then at least out of the name space. */
