@@ -12,6 +12,8 @@
  * What it adds: a thread that serves the unix socket SNOWFLOCK_FORK_SOCKET, one line a request, one line a reply:
  *   "ranges"            ->  "ok START:LENGTH ..."            RAM blocks, hex
  *   "fork LEASE-PATH"   ->  "ok PID MICROSECONDS"            a frozen copy of this process exists
+ *   "rewind"            ->  "ok"                             in a stopped clone: its RAM is what the file holds, and a device
+ *                                                            state may be loaded once more, by xen-load-devices-state
  *   anything else       ->  "err REASON"
  *
  * The frozen copy never runs QEMU code: it closes every descriptor, connects to the unix socket LEASE-PATH, sends its pid
@@ -175,6 +177,70 @@ static int do_ranges(char *reply, size_t size)
     return used + snprintf(reply + used, size - (size_t)used, "\n");
 }
 
+/*
+ * xen-load-devices-state ends the registration of an incoming migration without ever having made it, and aborts if there is none
+ * (QEMU's yank). So it is made here. What it is called by is asked of QEMU, whose numbers may change.
+ */
+static const char *expect_device_state(void)
+{
+    const void *names = dlsym(RTLD_DEFAULT, "YankInstanceType_lookup");
+    int (*number_of)(const void *, const char *, int, void *) =
+        (int (*)(const void *, const char *, int, void *))dlsym(RTLD_DEFAULT, "qapi_enum_parse");
+    _Bool (*registers)(const void *, void *) =
+        (_Bool (*)(const void *, void *))dlsym(RTLD_DEFAULT, "yank_register_instance");
+    struct { int type; void *of_other_types[2]; } migration = {0};
+
+    if (!names || !number_of || !registers)
+        return "this QEMU exports no yank_register_instance";
+    migration.type = number_of(names, "migration", -1, NULL);
+    if (migration.type < 0)
+        return "this QEMU has no yank instance for migration";
+    registers(&migration, NULL); /* false: there is one already, which is as good */
+    return NULL;
+}
+
+/*
+ * QEMU lets no guest see the ticks of its processors go back (cpu_get_ticks of softmmu/cpu-timers.c): after the load they would go on from
+ * where they are now. Where it keeps the last ones is looked at before it is trusted: in a VM that is stopped, they and the ones that
+ * it stands at are the same.
+ */
+static const char *forget_ticks(void)
+{
+    int64_t (*ticks)(void) = (int64_t (*)(void))dlsym(RTLD_DEFAULT, "cpu_get_ticks");
+    struct { int64_t last, at_stop; } *timers = dlsym(RTLD_DEFAULT, "timers_state");
+    int64_t now;
+
+    if (!ticks || !timers)
+        return "this QEMU exports no timers_state";
+    now = ticks();
+    if (timers->last != now || timers->at_stop != now)
+        return "this QEMU keeps the ticks of its processors in another way, or the VM is not stopped";
+    timers->last = 0;
+    return NULL;
+}
+
+static int do_rewind(char *reply, size_t size)
+{
+    const char *problem;
+    int found = -1;
+
+    if (!is_clone)
+        return snprintf(reply, size, "err only a clone has something to go back to\n");
+    for (int i = 0; i < range_count; i++)
+        if ((off_t)ranges[i].length == ram_file.st_size)
+            found = i;
+    if (found < 0)
+        return snprintf(reply, size, "err no RAM block is as large as the file\n");
+    problem = expect_device_state();
+    if (!problem)
+        problem = forget_ticks();
+    if (problem)
+        return snprintf(reply, size, "err %s\n", problem);
+    if (next_madvise((void *)ranges[found].start, ranges[found].length, MADV_DONTNEED) < 0)
+        return snprintf(reply, size, "err madvise: %s\n", strerror(errno));
+    return snprintf(reply, size, "ok\n");
+}
+
 static void reap(void)
 {
     for (int i = 0; i < CHILDREN_MAX; i++)
@@ -210,6 +276,8 @@ static void serve(int connection)
             length = do_ranges(reply, sizeof reply);
         else if (end && strncmp(line, "fork ", 5) == 0)
             length = do_fork(line + 5, reply, sizeof reply);
+        else if (end && strcmp(line, "rewind") == 0)
+            length = do_rewind(reply, sizeof reply);
         else
             length = snprintf(reply, sizeof reply, "err unknown request\n");
         if (send(connection, reply, (size_t)length, MSG_NOSIGNAL) != length)

@@ -64,6 +64,11 @@ export class ForkControl {
     return { pid: Number(pid), forkUs: Number(us) };
   }
 
+  /** In a stopped clone: its RAM is again what the file holds, and a device state may be loaded once more. */
+  async rewind(): Promise<void> {
+    await this.#ask('rewind');
+  }
+
   close(): void {
     this.#socket.destroy();
   }

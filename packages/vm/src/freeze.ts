@@ -2,13 +2,11 @@
 //
 //   running ─stop─▶ paused ─disk overlay─▶ ─fork(2) beside saving the device state─▶ frozen copy exists ─cont─▶ running
 //
-// Invariants: the VM runs again whatever fails; disk, device state and memory belong to the same instant; after a failure no
+// Invariants: the VM runs again whatever fails (or, when it is to leave its host, is left paused on purpose); disk, device state and memory belong to the same instant; after a failure no
 // frozen copy is left (its lease is closed by whoever owns the memserver).
 
 import { readFile, rm } from 'node:fs/promises';
-import { SnowflockError } from '@snowflock/protocol';
-import { createOverlay } from './disk.ts';
-import { diskNode } from './qemu-args.ts';
+import type { DiskChain } from './disk-chain.ts';
 import type { FrozenProcess } from './fork-control.ts';
 import type { QemuProcess } from './qemu-process.ts';
 import type { QmpCommand } from './qmp.ts';
@@ -28,88 +26,57 @@ export interface FrozenVm {
   readonly deviceState: Buffer;
   readonly timings: FreezeTimings;
   /** The qcow2 that was written to until this instant and never will be again; null without a disk. */
-  readonly disk: { readonly path: string } | null;
+  readonly disk: { readonly generation: number; readonly path: string } | null;
 }
 
-/** The disk of a master VM: a chain of overlays, one more at each fork. */
-export class DiskChain {
-  readonly #overlays: string[];
-  readonly #directory: string;
-  #prepared: { generation: number; path: string } | null = null;
-  #preparing: Promise<void> | null = null;
-
-  constructor(options: { directory: string; overlay: string }) {
-    this.#directory = options.directory;
-    this.#overlays = [options.overlay];
-  }
-
-  get current(): string {
-    const path = this.#overlays.at(-1);
-    if (path === undefined) throw new SnowflockError('internal', 'a disk chain is never empty');
-    return path;
-  }
-
-  /** Creates the next overlay and opens it in QEMU, so that the pause only has to switch to it. Once for all who ask. */
-  async prepare(vm: QemuProcess): Promise<void> {
-    if (this.#prepared) return;
-    this.#preparing ??= this.#openNext(vm).finally(() => (this.#preparing = null));
-    await this.#preparing;
-  }
-
-  switchCommand(): QmpCommand {
-    if (!this.#prepared) throw new SnowflockError('internal', 'the next overlay is not prepared');
-    const { generation } = this.#prepared;
-    return {
-      execute: 'blockdev-snapshot',
-      arguments: { node: diskNode(generation - 1), overlay: diskNode(generation) },
-    };
-  }
-
-  /** The switch happened: returns the file that is now frozen. */
-  switched(): { path: string } {
-    if (!this.#prepared) throw new SnowflockError('internal', 'the next overlay is not prepared');
-    const frozen = this.current;
-    this.#overlays.push(this.#prepared.path);
-    this.#prepared = null;
-    return { path: frozen };
-  }
-
-  async #openNext(vm: QemuProcess): Promise<void> {
-    const generation = this.#overlays.length;
-    const path = `${this.#directory}/disk-${generation}.qcow2`;
-    await createOverlay({ path, backing: this.current, backingFormat: 'qcow2' });
-    await vm.qmp.execute({
-      execute: 'blockdev-add',
-      arguments: {
-        driver: 'qcow2',
-        'node-name': diskNode(generation),
-        cache: { direct: false, 'no-flush': true },
-        discard: 'unmap',
-        file: { driver: 'file', filename: path, cache: { direct: false, 'no-flush': true } },
-        backing: null,
-      },
-    });
-    this.#prepared = { generation, path };
-  }
+export interface FreezeOptions {
+  readonly leasePath: string;
+  readonly disk: DiskChain | null;
 }
 
 export async function freezeVm(
   vm: QemuProcess,
-  options: {
-    leasePath: string;
-    disk: DiskChain | null;
+  options: FreezeOptions & {
     /** Runs when the frozen copy exists and the VM is still paused: what is sent to the guest here reaches only this VM. */
-    beforeContinue?: () => void;
+    readonly beforeContinue?: () => void;
   },
 ): Promise<FrozenVm> {
-  const stateFile = vm.spec.paths.deviceState;
+  const { begin, forkedAt, ...frozen } = await stopAndFreeze(vm, options);
+  try {
+    options.beforeContinue?.();
+  } finally {
+    await vm.qmp.execute({ execute: 'cont' });
+  }
+  const end = performance.now();
+  const deviceState = await readFile(vm.paths.deviceState);
+  const timings = { ...frozen.timings, pauseMs: end - begin, contMs: end - forkedAt };
+  return { ...frozen, deviceState, timings };
+}
+
+/** Freezes it, and it stays paused: whoever asked has to let it go on. If it cannot be frozen it goes on at once. */
+export async function freezeAndStay(
+  vm: QemuProcess,
+  options: FreezeOptions,
+): Promise<Omit<FrozenVm, 'timings'> & { readonly stoppedAtMs: number }> {
+  const { process, disk, begin } = await stopAndFreeze(vm, options);
+  try {
+    return { process, disk, deviceState: await readFile(vm.paths.deviceState), stoppedAtMs: begin };
+  } catch (error) {
+    await vm.qmp.execute({ execute: 'cont' });
+    throw error;
+  }
+}
+
+async function stopAndFreeze(vm: QemuProcess, options: FreezeOptions) {
+  const stateFile = vm.paths.deviceState;
+  await options.disk?.settle(vm);
   await options.disk?.prepare(vm);
   await rm(stateFile, { force: true });
   const stop: QmpCommand[] = [{ execute: 'stop' }];
   if (options.disk) stop.push(options.disk.switchCommand());
   const begin = performance.now();
   let process: FrozenProcess;
-  let disk: { path: string } | null = null;
+  let disk: FrozenVm['disk'] = null;
   let stoppedAt: number;
   let forkedAt: number;
   try {
@@ -126,23 +93,10 @@ export async function freezeVm(
     disk = options.disk?.switched() ?? null;
     [process] = await Promise.all([vm.forkControl.fork(options.leasePath), saved]);
     forkedAt = performance.now();
-    options.beforeContinue?.();
   } catch (error) {
     await vm.qmp.execute({ execute: 'cont' });
     throw error;
   }
-  await vm.qmp.execute({ execute: 'cont' });
-  const end = performance.now();
-  const deviceState = await readFile(stateFile);
-  return {
-    process,
-    deviceState,
-    disk,
-    timings: {
-      pauseMs: end - begin,
-      stopMs: stoppedAt - begin,
-      forkMs: forkedAt - stoppedAt,
-      contMs: end - forkedAt,
-    },
-  };
+  const timings = { stopMs: stoppedAt - begin, forkMs: forkedAt - stoppedAt };
+  return { process, disk, begin, forkedAt, timings };
 }

@@ -15,8 +15,16 @@ export async function expectDeviceState(vm: QemuProcess): Promise<void> {
       execute: 'migrate-set-capabilities',
       arguments: { capabilities: [{ capability: 'events', state: true }] },
     },
-    { execute: 'migrate-incoming', arguments: { uri: `unix:${vm.spec.paths.incoming}` } },
+    // No gratuitous ARP for the parent's address: the guest would send it again and again while it takes its own.
+    { execute: 'migrate-set-parameters', arguments: { 'announce-rounds': 0 } },
+    { execute: 'migrate-incoming', arguments: { uri: `unix:${vm.paths.incoming}` } },
   ]);
+}
+
+/** Tells the network of the VM where it now is: frames with its address, from its card, as the VM would send them. */
+export async function announcePlace(vm: QemuProcess): Promise<void> {
+  const times = { initial: 50, max: 550, rounds: 4, step: 100 };
+  await vm.qmp.execute({ execute: 'announce-self', arguments: times });
 }
 
 /** Feeds the device state; resolves when it is loaded and the VM could go on. The VM stays paused. */
@@ -26,18 +34,18 @@ export async function loadDeviceState(vm: QemuProcess, deviceState: Buffer): Pro
       if (name !== 'MIGRATION') return;
       if (data['status'] === 'completed') resolve();
       if (data['status'] === 'failed')
-        reject(new SnowflockError('vm-failed', `VM ${vm.spec.name}: QEMU refused the device state`));
+        reject(new SnowflockError('vm-failed', `VM ${vm.name}: QEMU refused the device state`));
     };
     vm.qmp.on('event', onEvent);
     void vm.ended.then((end) => reject(new SnowflockError('vm-failed', end.reason)));
   });
   loaded.catch(() => undefined); // awaited below, unless the VM ends before it can be connected to
-  const socket = await connectUnix(vm.spec.paths.incoming, {
+  const socket = await connectUnix(vm.paths.incoming, {
     timeoutMs: LOAD_TIMEOUT_MS,
     gone: vm.ended,
     what: 'device state',
   });
   socket.on('error', () => socket.destroy());
   socket.end(deviceState);
-  await within(loaded, LOAD_TIMEOUT_MS, `loading the device state of VM ${vm.spec.name}`);
+  await within(loaded, LOAD_TIMEOUT_MS, `loading the device state of VM ${vm.name}`);
 }

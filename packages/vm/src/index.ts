@@ -1,10 +1,11 @@
 export { chooseAccel, countingRom, measureAccel, type AccelProbe } from './accel.ts';
-export { AgentLink } from './agent-link.ts';
+export { AgentLink, identityFrame } from './agent-link.ts';
 export { within } from './deadline.ts';
 export { createOverlay, diskInfo, type DiskInfo } from './disk.ts';
 export type { FrozenProcess, RamRange } from './fork-control.ts';
-export { DiskChain, freezeVm, type FreezeTimings, type FrozenVm } from './freeze.ts';
-export { expectDeviceState, loadDeviceState } from './incoming.ts';
+export { DiskChain, overlayPath, type BlankOverlay } from './disk-chain.ts';
+export { freezeAndStay, freezeVm, type FreezeTimings, type FrozenVm } from './freeze.ts';
+export { announcePlace, expectDeviceState, loadDeviceState } from './incoming.ts';
 export {
   buildQemuArgs,
   diskNode,
@@ -15,6 +16,10 @@ export {
   type VmRam,
   type VmSpec,
 } from './qemu-args.ts';
-export { QemuProcess, type VmEnd } from './qemu-process.ts';
+export { type VmEnd } from './last-words.ts';
+export { QemuProcess } from './qemu-process.ts';
+export { isRunning, killProcess, markProcess, type ProcessMark } from './process-mark.ts';
 export { Qmp } from './qmp.ts';
+export { yieldSurplusCpus } from './surplus-cpus.ts';
+export { rewindVm } from './rewind.ts';
 export { connectUnix } from './unix-socket.ts';

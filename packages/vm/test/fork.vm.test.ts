@@ -1,13 +1,15 @@
 // The fork itself on a real QEMU: a guest of eleven bytes that counts in memory, under each accelerator there is.
 
-import { accessSync, readFileSync, openSync, readSync, closeSync, existsSync } from 'node:fs';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { accessSync, readdirSync, readFileSync, openSync, readSync, closeSync, existsSync } from 'node:fs';
+import { copyFile, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
+  AgentLink,
   countingRom,
   createOverlay,
   DiskChain,
@@ -15,6 +17,7 @@ import {
   freezeVm,
   loadDeviceState,
   QemuProcess,
+  rewindVm,
   vmPaths,
   within,
   type Accel,
@@ -75,6 +78,8 @@ async function dumpRam(pid: number, ram: RamRange): Promise<Buffer> {
 }
 
 const accels: Accel[] = hasKvm() ? ['tcg', 'kvm'] : ['tcg'];
+
+const DISK_BYTES = 4 << 20;
 
 describe.each(accels)('fork under %s', (accel) => {
   let directory: string;
@@ -150,23 +155,143 @@ describe.each(accels)('fork under %s', (accel) => {
     expect(readFileSync(ramFile).readUInt32LE(Number(COUNTER))).toBe(atFork);
   });
 
-  it('prepares the next disk overlay once for all forks that ask for it at the same time', async () => {
-    const overlay = join(directory, 'disk-0.qcow2');
-    const backing = join(directory, 'disk.raw');
-    await writeFile(backing, Buffer.alloc(1 << 20));
-    await createOverlay({ path: overlay, backing, backingFormat: 'raw' });
-    const disk = { overlay, backing, backingFormat: 'raw' as const };
-    const vm = await QemuProcess.start({ ...spec('parent'), disk }, { forkShim });
-    try {
-      const chain = new DiskChain({ directory, overlay });
-      await Promise.all([chain.prepare(vm), chain.prepare(vm)]);
-      await vm.qmp.execute(chain.switchCommand());
-      expect(chain.switched().path).toBe(overlay);
-      await Promise.all([chain.prepare(vm), chain.prepare(vm)]);
-      expect(chain.current).toBe(join(directory, 'disk-1.qcow2'));
-    } finally {
-      await vm.kill();
+  it('puts a clone back to its fork point as often as one likes, memory, processor and disk', async () => {
+    await using undo = new AsyncDisposableStack();
+    const at = (name: string): string => join(directory, name);
+    await writeFile(at('disk.raw'), Buffer.alloc(DISK_BYTES));
+    const under = { backing: at('disk.raw'), backingFormat: 'raw' as const };
+    const parentDisk = { overlay: at('parent.qcow2'), ...under };
+    await createOverlay({ path: parentDisk.overlay, ...under });
+    const vm = await QemuProcess.start({ ...spec('parent'), disk: parentDisk }, { forkShim });
+    undo.defer(async () => void (await vm.kill()));
+    const ram = await vm.forkControl.ramRange(MEMORY_MIB << 20);
+    await sleep(200);
+    const lease = undo.use(new Lease(at('lease')));
+    const frozen = await freezeVm(vm, { leasePath: at('lease'), disk: null });
+    await within(lease.connected, 2000, 'the lease');
+    await writeFile(at('ram'), await dumpRam(frozen.process.pid, ram));
+    await writeFile(at('state'), frozen.deviceState);
+    const atFork = counter(frozen.process.pid, ram);
+
+    await createOverlay({ path: at('blank'), ...under });
+    await copyFile(at('blank'), at('disk-0.qcow2'));
+    const disk = { overlay: at('disk-0.qcow2'), ...under };
+    const clone = await QemuProcess.start({ ...spec('clone', at('ram')), disk }, { forkShim });
+    undo.defer(async () => void (await clone.kill()));
+    const cloneRam = await clone.forkControl.ramRange(MEMORY_MIB << 20);
+    const chain = new DiskChain({ directory, sizeBytes: DISK_BYTES });
+    let link = await AgentLink.connect(clone.paths.agent, { timeoutMs: 2000, gone: clone.ended });
+    undo.defer(() => link.close());
+    await expectDeviceState(clone);
+    await loadDeviceState(clone, frozen.deviceState);
+    await clone.qmp.execute({ execute: 'cont' });
+    for (let round = 0; round < 4; round++) {
+      await sleep(100);
+      expect(counter(clone.pid, cloneRam)).toBeGreaterThan(atFork);
+      expect(await io(clone, `write -P ${round + 1} 0 65536`)).toContain('wrote 65536/65536');
+      // a clone may have forked meanwhile
+      if (round === 1) {
+        await chain.prepare(clone);
+        await clone.qmp.execute(chain.switchCommand());
+        chain.switched();
+        expect(await io(clone, 'write -P 9 65536 65536')).toContain('wrote 65536/65536');
+      }
+      if (round === 2) await chain.prepare(clone);
+      link = await rewindVm(clone, {
+        deviceState: at('state'),
+        disk: { chain, blank: { path: at('blank'), ...under } },
+        link,
+      });
+      expect(link.closed).toBe(false);
+      expect(counter(clone.pid, cloneRam)).toBe(atFork);
+      await clone.qmp.execute({ execute: 'cont' });
+      expect(await io(clone, 'read -P 0 0 131072')).toMatch(/^read 131072/);
+      expect(readdirSync(directory).filter((name) => /^disk-\d+/.test(name)).length).toBe(1);
     }
+    expect(readFileSync(at('ram')).readUInt32LE(Number(COUNTER))).toBe(atFork);
+  });
+
+  /** Reads or writes the disk by way of QEMU itself, which says what came of it on its own output. */
+  async function io({ qmp, paths }: QemuProcess, command: string): Promise<string> {
+    const devices = (await qmp.execute({ execute: 'query-block' })) as { qdev: string }[];
+    const before = readFileSync(paths.stderr, 'utf8').length;
+    await qmp.execute({
+      execute: 'human-monitor-command',
+      arguments: { 'command-line': `qemu-io -d ${devices[0]?.qdev ?? ''} "${command}"` },
+    });
+    return readFileSync(paths.stderr, 'utf8').slice(before);
+  }
+
+  describe('the disk of a master VM', () => {
+    let vm: QemuProcess;
+    let chain: DiskChain;
+    beforeEach(async () => {
+      const overlay = join(directory, 'disk-0.qcow2');
+      const backing = join(directory, 'disk.raw');
+      await writeFile(backing, Buffer.alloc(DISK_BYTES));
+      await createOverlay({ path: overlay, backing, backingFormat: 'raw' });
+      const disk = { overlay, backing, backingFormat: 'raw' as const };
+      vm = await QemuProcess.start({ ...spec('parent'), disk }, { forkShim });
+      chain = new DiskChain({ directory, sizeBytes: DISK_BYTES });
+    });
+    afterEach(async () => vm.kill());
+
+    const overlays = (): string[] => readdirSync(directory).filter((name) => /^disk-\d+\.qcow2$/.test(name));
+
+    /** As a fork does. */
+    async function freeze(): Promise<number> {
+      await chain.settle(vm);
+      await chain.prepare(vm);
+      await vm.qmp.execute(chain.switchCommand());
+      return chain.switched().generation;
+    }
+
+    it('prepares the next overlay once for all forks that ask for it at the same time', async () => {
+      await Promise.all([chain.prepare(vm), chain.prepare(vm)]);
+      expect(await freeze()).toBe(0);
+      await Promise.all([chain.prepare(vm), chain.prepare(vm)]);
+      expect(overlays().length).toBe(3);
+    });
+
+    it('merges what no fork reads any more, and nothing else, and is the same disk', async () => {
+      const write = async (block: number): Promise<void> => {
+        expect(await io(vm, `write -P ${block + 1} ${block * 65536} 65536`)).toContain('wrote 65536/65536');
+      };
+      for (let fork = 0; fork < 40; fork++) {
+        await write(fork);
+        const generation = await freeze();
+        chain.pin(generation);
+        if (fork !== 20) chain.unpin(generation); // one fork is not over yet
+        await chain.shorten(vm);
+        if (fork % 3 !== 0) await chain.shortened(); // others run into the next fork
+      }
+      await chain.shorten(vm);
+      await chain.shortened();
+      expect(existsSync(join(directory, 'disk-20.qcow2'))).toBe(true);
+      expect(overlays().length).toBeLessThan(26);
+      chain.unpin(20);
+      await chain.shorten(vm);
+      await chain.shortened();
+      await freeze();
+      // one merged, the frozen one, the one written to
+      expect(overlays().length).toBeLessThan(12);
+      for (let block = 0; block < 40; block++)
+        expect(await io(vm, `read -P ${block + 1} ${block * 65536} 65536`)).toMatch(/^read 65536\/65536/);
+      const info = execFileSync('qemu-img', ['check', '-U', join(directory, overlays()[0] ?? '')]);
+      expect(info.toString()).toContain('No errors');
+    });
+
+    it('is found again by the next daemon, and left as it was', async () => {
+      for (let fork = 0; fork < 3; fork++) await freeze();
+      await chain.prepare(vm);
+      const found = await DiskChain.of(vm, { directory, sizeBytes: DISK_BYTES });
+      if (!found) throw new Error('the VM has a disk');
+      chain = found;
+      await chain.shorten(vm);
+      await chain.shortened();
+      expect(await freeze()).toBe(3);
+      expect(overlays().length).toBe(5);
+    });
   });
 
   it('says that a clone ended before it was given its device state, to who gives it', async () => {
