@@ -9,6 +9,7 @@
 import {
   addTapCommands,
   attachTapCommands,
+  lowerLinkCommand,
   checkAddress,
   diffPeers,
   floodPeers,
@@ -17,14 +18,16 @@ import {
   removeLinkCommand,
 } from './commands.ts';
 import { bridgeName, parseLinkName, tapName, vxlanName } from './names.ts';
+import { setLink } from './set-link.ts';
 import { listLinks, runBatch, runTool, type RunOptions } from './run.ts';
+import { guardTapRules, unguardTaps } from './tap-guard.ts';
 
 export interface ClusterNetworkOptions extends RunOptions {
   readonly clusterid: number;
   /** This host's address in the underlay. */
   readonly localAddress: string;
-  /** The other hosts' addresses. */
-  readonly peers: readonly string[];
+  /** The other hosts' addresses; null: not known yet, adopted devices keep theirs. */
+  readonly peers: readonly string[] | null;
 }
 
 export interface TapOptions {
@@ -51,7 +54,7 @@ export class ClusterNetwork implements AsyncDisposable {
   static async open(options: ClusterNetworkOptions): Promise<ClusterNetwork> {
     const { clusterid, netns, signal } = options;
     checkAddress('local address', options.localAddress);
-    diffPeers({ have: new Set(), want: options.peers, localAddress: options.localAddress });
+    diffPeers({ have: new Set(), want: options.peers ?? [], localAddress: options.localAddress });
     const have = new Set(await listLinks({ netns, signal }));
     try {
       await runBatch('ip', openCommands({ clusterid, localAddress: options.localAddress, have }), {
@@ -63,7 +66,7 @@ export class ClusterNetwork implements AsyncDisposable {
         options,
         adopted ? await readPeers(clusterid, { netns, signal }) : new Set(),
       );
-      await network.setPeers(options.peers, { signal });
+      if (options.peers) await network.setPeers(options.peers, { signal });
       return network;
     } catch (error) {
       const made = [vxlanName(clusterid), bridgeName(clusterid)].filter((name) => !have.has(name));
@@ -84,7 +87,7 @@ export class ClusterNetwork implements AsyncDisposable {
     return tapName({ clusterid: this.clusterid, vmid });
   }
 
-  /** Makes the tap, down and attached to nothing; answers its name. Replaces one that an earlier VM left. */
+  /** Makes the tap, on the bridge and down: nothing passes. Answers its name. Replaces one that an earlier VM left. */
   async addTap(options: TapOptions & { readonly signal?: AbortSignal }): Promise<string> {
     const [name] = await this.addTaps([options], options);
     return name ?? this.tapName(options.vmid);
@@ -97,15 +100,20 @@ export class ClusterNetwork implements AsyncDisposable {
   ): Promise<string[]> {
     const names = taps.map(({ vmid }) => this.tapName(vmid));
     const commands = taps.flatMap((tap) => addTapCommands({ clusterid: this.clusterid, ...tap }));
+    const guards = guardTapRules(taps.map(({ vmid }) => ({ clusterid: this.clusterid, vmid })));
     return this.#exclusive(async () => {
       const where = { netns: this.#netns, signal: options.signal };
-      try {
+      const make = async (): Promise<void> => {
+        await runTool('nft', ['-f', '-'], { ...where, input: guards });
         await runBatch('ip', commands, where);
+      };
+      try {
+        await make();
       } catch {
         // Most likely one of them was left behind: start over from none. A second failure is the caller's.
         await this.#removeLinks(names);
         try {
-          await runBatch('ip', commands, where);
+          await make();
         } catch (error) {
           await this.#removeLinks(names);
           throw error;
@@ -115,17 +123,23 @@ export class ClusterNetwork implements AsyncDisposable {
     });
   }
 
-  /** Connects a VM: on the bridge, and up. */
+  /** Connects a VM: its tap goes up. A clone's caller waits for it, so no process is started for it where that can be. */
   attachTap(options: { readonly vmid: number; readonly signal?: AbortSignal }): Promise<void> {
-    return this.attachTaps([options.vmid], options);
+    const { vmid, signal } = options;
+    return this.#exclusive(async () => {
+      if (this.#netns === undefined && (await setLink(this.tapName(vmid), 'up'))) return;
+      const commands = attachTapCommands({ clusterid: this.clusterid, vmid });
+      await runBatch('ip', commands, { netns: this.#netns, signal });
+    });
   }
 
-  attachTaps(
-    vmids: readonly number[],
-    options: { readonly signal?: AbortSignal | undefined } = {},
-  ): Promise<void> {
-    const commands = vmids.flatMap((vmid) => attachTapCommands({ clusterid: this.clusterid, vmid }));
-    return this.#exclusive(() => runBatch('ip', commands, { netns: this.#netns, signal: options.signal }));
+  /** What attachTap did is undone: nothing passes. */
+  detachTap(options: { readonly vmid: number }): Promise<void> {
+    const name = this.tapName(options.vmid);
+    return this.#exclusive(async () => {
+      if (this.#netns === undefined && (await setLink(name, 'down'))) return;
+      await runBatch('ip', [lowerLinkCommand(name)], { netns: this.#netns });
+    });
   }
 
   /** Idempotent. */
@@ -166,8 +180,9 @@ export class ClusterNetwork implements AsyncDisposable {
     await this.close();
   }
 
+  /** Their guards too: no table is made for taps that have none. */
   #removeLinks(names: readonly string[]): Promise<void> {
-    return runBatch('ip', names.map(removeLinkCommand), { netns: this.#netns, force: true });
+    return removeLinks(names, { netns: this.#netns });
   }
 
   #exclusive<T>(work: () => Promise<T>): Promise<T> {
@@ -183,6 +198,12 @@ export class ClusterNetwork implements AsyncDisposable {
 async function readPeers(clusterid: number, options: RunOptions): Promise<Set<string>> {
   const text = await runTool('bridge', ['-j', 'fdb', 'show', 'dev', vxlanName(clusterid)], options);
   return floodPeers(JSON.parse(text.trim() || '[]'));
+}
+
+async function removeLinks(names: readonly string[], options: RunOptions): Promise<void> {
+  await runBatch('ip', names.map(removeLinkCommand), { ...options, force: true });
+  const taps = names.filter((name) => parseLinkName(name)?.kind === 'tap');
+  if (taps.length > 0) await unguardTaps(taps, options);
 }
 
 export interface SweepOptions extends RunOptions {
@@ -202,10 +223,6 @@ export async function sweep(options: SweepOptions = {}): Promise<string[]> {
     const vmid = link.kind === 'tap' ? link.vmid : null;
     return options.only?.({ name, clusterid: link.clusterid, vmid }) ?? true;
   });
-  await runBatch('ip', names.map(removeLinkCommand), {
-    netns: options.netns,
-    signal: options.signal,
-    force: true,
-  });
+  await removeLinks(names, { netns: options.netns, signal: options.signal });
   return names;
 }

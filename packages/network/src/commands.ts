@@ -49,7 +49,7 @@ export function openCommands(options: {
   return commands;
 }
 
-/** A tap as QEMU opens it (`-netdev tap,ifname=...,script=no,downscript=no`); down and on no bridge. */
+/** A tap as QEMU opens it (`-netdev tap,ifname=...,script=no,downscript=no`), on the bridge, and down: nothing passes. */
 export function addTapCommands(options: {
   readonly clusterid: number;
   readonly vmid: number;
@@ -57,16 +57,22 @@ export function addTapCommands(options: {
   readonly mac?: string;
 }): string[] {
   const tap = tapName(options);
+  const bridge = bridgeName(options.clusterid);
   const mac = options.mac ?? tapMac(options);
   if (!MAC.test(mac)) throw new SnowflockError('bad-request', `'${mac}' is not a MAC address`);
   return [
     `tuntap add dev ${tap} mode tap vnet_hdr`,
-    `link set dev ${tap} mtu ${GUEST_MTU} addrgenmode none address ${mac}`,
+    `link set dev ${tap} mtu ${GUEST_MTU} addrgenmode none address ${mac} master ${bridge}`,
   ];
 }
 
+/** What `setLink` does, by a process; of a tap that is on no bridge, too. */
 export function attachTapCommands(ids: { readonly clusterid: number; readonly vmid: number }): string[] {
   return [`link set dev ${tapName(ids)} master ${bridgeName(ids.clusterid)} up`];
+}
+
+export function lowerLinkCommand(name: string): string {
+  return `link set dev ${name} down`;
 }
 
 export function removeLinkCommand(name: string): string {

@@ -1,13 +1,12 @@
 // Names of the host devices of a cluster's private network. A Linux device name has at most 15 characters, so a tap
-// carries both ids in base 36: 'sft' + 5 + '-' + 4 = 13 for the largest clusterid (0xfffffe) and vmid (65533).
+// carries both ids in base 36: 'sft' + 5 + '-' + 4 = 13 for the largest clusterid (0xfffffe) and vmid (65532).
 
-import { SnowflockError } from '@snowflock/protocol';
-
-export const CLUSTERID_MAX = 0xfffffe;
-export const VMID_MAX = 0xfffd;
+import { CLUSTERID_MAX, SnowflockError, VMID_MAX } from '@snowflock/protocol';
 
 /** Every device that this package makes, and nothing else that a machine is likely to have. */
-const OWN_LINK = /^(?:sfb(\d{1,8})|sfv(\d{1,8})|sft([0-9a-z]{1,5})-([0-9a-z]{1,4}))$/;
+const OWN_LINK = /^(?:sf([bvru])(\d{1,8})|sft([0-9a-z]{1,5})-([0-9a-z]{1,4}))$/;
+
+const KINDS = { b: 'bridge', v: 'vxlan', r: 'router', u: 'uplink' } as const;
 
 function checkRange(what: string, value: number, max: number): void {
   if (!Number.isInteger(value) || value < 0 || value > max)
@@ -22,6 +21,18 @@ export function bridgeName(clusterid: number): string {
 export function vxlanName(clusterid: number): string {
   checkRange('clusterid', clusterid, CLUSTERID_MAX);
   return `sfv${clusterid}`;
+}
+
+/** The bridge's end of the link to the cluster's router. */
+export function routerLinkName(clusterid: number): string {
+  checkRange('clusterid', clusterid, CLUSTERID_MAX);
+  return `sfr${clusterid}`;
+}
+
+/** The host's end of the link from the router to the outside. */
+export function uplinkName(clusterid: number): string {
+  checkRange('clusterid', clusterid, CLUSTERID_MAX);
+  return `sfu${clusterid}`;
 }
 
 export function tapName({ clusterid, vmid }: { clusterid: number; vmid: number }): string {
@@ -48,20 +59,18 @@ export function tapMac({ clusterid, vmid }: { clusterid: number; vmid: number })
 }
 
 export type OwnLink =
-  | { readonly kind: 'bridge' | 'vxlan'; readonly clusterid: number }
+  | { readonly kind: 'bridge' | 'vxlan' | 'router' | 'uplink'; readonly clusterid: number }
   | { readonly kind: 'tap'; readonly clusterid: number; readonly vmid: number };
 
 /** What a device name says, or undefined when the device is not ours. */
 export function parseLinkName(name: string): OwnLink | undefined {
   const match = OWN_LINK.exec(name);
   if (!match) return undefined;
-  const [, bridge, vxlan, tapCluster, tapVm] = match;
+  const [, letter, cluster, tapCluster, tapVm] = match;
   const link: OwnLink =
     tapCluster !== undefined && tapVm !== undefined
       ? { kind: 'tap', clusterid: parseInt(tapCluster, 36), vmid: parseInt(tapVm, 36) }
-      : bridge !== undefined
-        ? { kind: 'bridge', clusterid: Number(bridge) }
-        : { kind: 'vxlan', clusterid: Number(vxlan) };
+      : { kind: KINDS[letter as keyof typeof KINDS], clusterid: Number(cluster) };
   const inRange = link.clusterid <= CLUSTERID_MAX && (link.kind !== 'tap' || link.vmid <= VMID_MAX);
   return inRange ? link : undefined;
 }

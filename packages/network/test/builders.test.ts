@@ -1,19 +1,21 @@
 import fc from 'fast-check';
+import { CLUSTERID_MAX, VMID_MAX } from '@snowflock/protocol';
 import { describe, expect, it } from 'vitest';
 import {
   addTapCommands,
   attachTapCommands,
   bridgeName,
-  CLUSTERID_MAX,
   diffPeers,
   floodPeers,
+  guardTapRules,
   openCommands,
   parseLinkName,
   peerCommands,
   tapMac,
   tapName,
   toolArgv,
-  VMID_MAX,
+  unguardTapRules,
+  vxlanFilterRules,
   vni,
   vxlanName,
 } from '../src/index.ts';
@@ -35,7 +37,7 @@ describe('device names', () => {
         ]);
       }),
     );
-    expect(tapName({ clusterid: CLUSTERID_MAX, vmid: VMID_MAX })).toBe('sft9zldq-1ekd');
+    expect(tapName({ clusterid: CLUSTERID_MAX, vmid: VMID_MAX })).toBe('sft9zldq-1ekc');
     expect(vni(CLUSTERID_MAX)).toBe(0xffffff);
   });
 
@@ -99,10 +101,10 @@ describe('opening a cluster network', () => {
 });
 
 describe('taps', () => {
-  it('are made unattached, and attached in one command', () => {
+  it('are made on the bridge but down, and attached in one command', () => {
     expect(addTapCommands({ clusterid: 7, vmid: 36 })).toEqual([
       'tuntap add dev sft7-10 mode tap vnet_hdr',
-      'link set dev sft7-10 mtu 1450 addrgenmode none address fe:00:00:07:00:24',
+      'link set dev sft7-10 mtu 1450 addrgenmode none address fe:00:00:07:00:24 master sfb7',
     ]);
     expect(attachTapCommands({ clusterid: 7, vmid: 36 })).toEqual(['link set dev sft7-10 master sfb7 up']);
   });
@@ -146,10 +148,69 @@ describe('the flood list', () => {
   });
 });
 
+describe('the filter of VXLAN', () => {
+  it('replaces its table by one with the hosts, without the own address', () => {
+    const rules = vxlanFilterRules({
+      hosts: ['10.0.0.3', '10.0.0.1', '10.0.0.2', '10.0.0.2'],
+      localAddress: '10.0.0.1',
+    });
+    expect(rules.split('\n').map((line) => line.trim())).toEqual([
+      'add table ip snowflock_vxlan',
+      'delete table ip snowflock_vxlan',
+      'table ip snowflock_vxlan {',
+      'set hosts { type ipv4_addr; elements = { 10.0.0.2, 10.0.0.3 }; }',
+      'chain input {',
+      'type filter hook input priority filter - 10; policy accept;',
+      'udp dport 4789 ip saddr != @hosts counter drop',
+      ...['}', '}', ''],
+    ]);
+    expect(vxlanFilterRules({ hosts: [], localAddress: '10.0.0.1' })).toContain('{ type ipv4_addr; }');
+    expect(() => vxlanFilterRules({ hosts: ['10.0.0.2 }; x'], localAddress: '10.0.0.1' })).toThrow(
+      /not an IPv4/,
+    );
+  });
+});
+
 describe('tools', () => {
   it('act in a namespace when one is named', () => {
     expect(toolArgv('ip', ['link'])).toEqual(['ip', 'link']);
     expect(toolArgv('bridge', ['fdb'], 'x')).toEqual(['bridge', '-n', 'x', 'fdb']);
     expect(toolArgv('nft', ['-f', '-'], 'x')).toEqual(['ip', 'netns', 'exec', 'x', 'nft', '-f', '-']);
+  });
+});
+
+describe('the guard of taps', () => {
+  it("names a VM's own addresses, and drops the rest", () => {
+    const rules = guardTapRules([{ clusterid: 1, vmid: 41 }]).split('\n');
+    const chain = rules.filter((rule) => rule.startsWith('add rule bridge snowflock_taps sft1-15 '));
+    expect(chain[0]).toMatch(/ ether saddr != 52:00:00:01:00:29 drop$/);
+    expect(chain.join('\n')).toContain('ip saddr 10.0.0.42 accept');
+    expect(chain.join('\n')).toContain('@th,64,128 != 0xfd536e6f77660000000000000000002a drop');
+    expect(chain.at(-1)).toMatch(/ drop$/);
+  });
+
+  it('has a chain for each, with a target address of 128 bits whatever the vmid is', () => {
+    fc.assert(
+      fc.property(clusterids, vmids, (clusterid, vmid) => {
+        const rules = guardTapRules([{ clusterid, vmid }]);
+        expect(rules).toMatch(/@th,64,128 != 0xfd[0-9a-f]{30} drop/);
+        expect(rules).toContain(
+          `{ "${tapName({ clusterid, vmid })}" : jump ${tapName({ clusterid, vmid })} }`,
+        );
+      }),
+    );
+  });
+
+  it('makes what it removes, so that removing twice is no error', () => {
+    const rules = unguardTapRules(['sft0-1'])
+      .split('\n')
+      .filter((rule) => rule.includes('sft0-1'));
+    expect(rules.map((rule) => rule.split(' ').slice(0, 2).join(' '))).toEqual([
+      'add chain',
+      'add element',
+      'delete element',
+      'flush chain',
+      'delete chain',
+    ]);
   });
 });
