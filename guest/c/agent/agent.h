@@ -4,10 +4,15 @@
  *   main      options, the poll loop
  *   port      the link to sfld: input and output queues, loss and return of the link
  *   clients   connections on the agent socket and the calls they wait for
+ *   transfer  the bytes that follow a call or a reply
+ *   again     calls that are repeated when the host was away
  *   exec      commands run for the host
- *   hold      the CPUs, from HOLD to IDENTITY
+ *   hold      the CPUs, from HOLD to IDENTITY, and how many there are
  *   identity  who this VM is: generator, clock, name
  *   network   its interface and address
+ *   connections  TCP connections that end in a clone
+ *   settle    what a clone does before its caller goes on: hooks, CPUs that are not its own
+ *   freezer   stops everybody else meanwhile
  *
  * One thread runs all of it. The only other threads are hold's, which spin and touch nothing.
  */
@@ -20,10 +25,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct options {
 	const char *port;   /* NULL: look for the virtio port named "snowflock" */
 	const char *socket; /* the agent socket */
+	const char *hooks;  /* directory of the hooks of clones */
 	bool no_identity;   /* tests on a plain host: leave name, network, clock, generator and priorities alone */
 };
 extern struct options options;
@@ -65,8 +72,18 @@ void clients_open(void);
 void clients_prepare(struct poll_set *set);
 void clients_run(const struct poll_set *set);
 void clients_reply(uint32_t call, const char *text, size_t len);
+/* Bytes of a reply, and the host's grant for bytes of a call. */
+void clients_data(const struct frame *f);
+void clients_credit(const struct frame *f);
 /* Answers every pending call with `err interrupted`, save `except` (0: none). */
 void clients_interrupt(uint32_t except);
+/* Whether a clone_master asked that generators in its program stay as they are. */
+bool clients_same_seed(uint32_t call);
+/* The link of the pending calls is lost; then: there is a new one, and calls that cannot be repeated are answered `err interrupted`; then: the
+ * host has said on it who this VM is, and the others are asked again. */
+void clients_link_lost(void);
+void clients_link_new(void);
+void clients_ask_again(void);
 
 /* exec */
 void exec_open(void);
@@ -75,10 +92,15 @@ void exec_run(const struct poll_set *set);
 void exec_frame(const struct frame *f);
 /* The host no longer knows the sessions: their processes go on, their output is discarded. */
 void exec_orphan(void);
+/* In a child: the environment, priority and signals that a program expects. */
+void exec_child_defaults(void);
 
 /* hold */
 void hold_open(void);
 void hold(uint32_t fork_id);
+/* Whether another number of CPUs than `wanted` (0: as it is) was online at the last hold; and puts as many online. */
+bool cpus_differ(long wanted);
+void cpus_set(long wanted);
 
 /* identity */
 void identity_open(void);
@@ -87,5 +109,31 @@ void identity_apply(uint32_t id, const uint8_t *text, size_t len, void (*release
 /* False while unknown. */
 bool identity_known(long *clusterid, long *vmid);
 unsigned online_cpus(void);
+/* Tells the caller of the fork that made this clone. */
+void identity_answer(uint32_t id);
+
+/* connections */
+void connections_open(void);
+void connections_list(void);
+void connections_reset(void);
+
+/* settle */
+struct identity;
+void settle_scan(void);
+/* In a clone, before its CPUs are let go: true if there is something to do, which settle_run then starts. */
+bool settle_begin(const struct identity *id);
+void settle_run(uint32_t fork_id);
+bool settle_busy(void);
+void settle_child(pid_t pid, int status);
+void settle_prepare(struct poll_set *set);
+void settle_poll(const struct poll_set *set);
+
+/* freezer */
+void freezer_open(void);
+void freezer_set(bool frozen);
+/* fork(); the child is none of those that are never frozen, and may only prepare and exec. */
+pid_t freezer_fork_rest(void);
+/* What hooks have left running is one of the rest. */
+void freezer_release_hooks(void);
 
 #endif

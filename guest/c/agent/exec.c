@@ -102,7 +102,7 @@ static void finish(struct session *s)
 	memset(s, 0, sizeof *s);
 }
 
-static void run_child(char **argv, const int in[2], const int out[2], const int err[2])
+void exec_child_defaults(void)
 {
 	static char *env[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux", NULL};
 	sigset_t none;
@@ -110,15 +110,20 @@ static void run_child(char **argv, const int in[2], const int out[2], const int 
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_DFL);
 	setsid();
-	if (dup2(in[0], 0) < 0 || dup2(out[1], 1) < 0 || dup2(err[1], 2) < 0)
-		_exit(126);
 	if (!options.no_identity) {
 		setpriority(PRIO_PROCESS, 0, 0);
 		write_file("/proc/self/oom_score_adj", "0");
 	}
 	if (chdir("/root") < 0 && chdir("/") < 0)
 		_exit(126);
-	environ = env; /* before execvp, which searches this PATH */
+	environ = env;
+}
+
+static void run_child(char **argv, const int in[2], const int out[2], const int err[2])
+{
+	if (dup2(in[0], 0) < 0 || dup2(out[1], 1) < 0 || dup2(err[1], 2) < 0)
+		_exit(126);
+	exec_child_defaults(); /* before execvp, which searches this PATH */
 	execvp(argv[0], argv);
 	int error = errno;
 	dprintf(2, "sfagent: cannot run '%s': %s\n", argv[0], strerror(error));
@@ -136,7 +141,7 @@ static bool spawn(struct session *s, char **argv)
 {
 	int in[2] = {-1, -1}, out[2] = {-1, -1}, err[2] = {-1, -1};
 	bool ok = pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0;
-	s->pid = ok ? fork() : -1;
+	s->pid = ok ? freezer_fork_rest() : -1;
 	if (s->pid == 0)
 		run_child(argv, in, out, err);
 	if (s->pid < 0) {
@@ -282,7 +287,8 @@ void exec_frame(const struct frame *f)
 void exec_orphan(void)
 {
 	for (int i = 0; i < SESSIONS_MAX; i++)
-		sessions[i].known = false;
+		if (sessions[i].used) /* to write to an untouched page is a page fault, which a clone pays dearly for */
+			sessions[i].known = false;
 }
 
 static bool may_read(const struct session *s) { return !s->known || (s->credit > 0 && !port_busy()); }
@@ -312,7 +318,8 @@ static void reap(void)
 	int status;
 	while (read(signal_fd, info, sizeof info) > 0)
 		;
-	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		settle_child(pid, status);
 		for (int i = 0; i < SESSIONS_MAX; i++)
 			if (sessions[i].used && !sessions[i].reaped && sessions[i].pid == pid) {
 				sessions[i].reaped = true;
@@ -320,6 +327,7 @@ static void reap(void)
 				finish(&sessions[i]);
 				break;
 			}
+	}
 }
 
 void exec_prepare(struct poll_set *set)

@@ -64,8 +64,8 @@ void bytes_free(struct bytes *q)
 
 static bool known_type(uint8_t type)
 {
-	return (type >= FRAME_HELLO && type <= FRAME_CANCEL) || (type >= FRAME_REPLY && type <= FRAME_EXEC_SIGNAL) ||
-	       type == FRAME_EXEC_CREDIT;
+	return (type >= FRAME_HELLO && type <= FRAME_SETTLED) || (type >= FRAME_REPLY && type <= FRAME_REPLY_DATA) ||
+	       type == FRAME_EXEC_CREDIT || type == FRAME_CALL_CREDIT;
 }
 
 int frame_peek(const struct bytes *q, size_t offset, struct frame *f, size_t *size)

@@ -18,13 +18,17 @@ enum frame_type {
 	FRAME_EXEC_OUT = 5,
 	FRAME_EXEC_EXIT = 6,
 	FRAME_CANCEL = 7,
+	FRAME_CALL_DATA = 8,
+	FRAME_SETTLED = 9,
 	FRAME_REPLY = 17,
 	FRAME_HOLD = 18,
 	FRAME_IDENTITY = 19,
 	FRAME_EXEC_START = 20,
 	FRAME_EXEC_IN = 21,
 	FRAME_EXEC_SIGNAL = 22,
+	FRAME_REPLY_DATA = 23,
 	FRAME_EXEC_CREDIT = 32,
+	FRAME_CALL_CREDIT = 33,
 };
 
 /* A queue of bytes: data[start .. start+len). Grows on demand, never past the caller's limits. */

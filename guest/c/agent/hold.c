@@ -14,6 +14,7 @@
 #include <sched.h>
 #include <semaphore.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -22,8 +23,10 @@
 #define HOLD_MS 5000
 #define GATHER_MS 1000
 #define SPINNER_STACK_BYTES (64 * 1024)
+#define PAGE_BYTES 4096
 
 static cpu_set_t all_cpus;
+static cpu_set_t online; /* at the last hold */
 static int home_cpu;
 static unsigned spinners;
 static sem_t wake[CPUS_MAX];
@@ -57,8 +60,8 @@ static void be_first(bool first)
 static void pin(int cpu)
 {
 	cpu_set_t one;
-	if (options.no_identity)
-		return;
+	if (options.no_identity || spinners == 0)
+		return; /* on one CPU there is nowhere else to go */
 	CPU_ZERO(&one);
 	CPU_SET(cpu, &one);
 	sched_setaffinity(0, sizeof one, cpu < 0 ? &all_cpus : &one);
@@ -67,11 +70,11 @@ static void pin(int cpu)
 static void *spinner(void *arg)
 {
 	unsigned me = (unsigned)(uintptr_t)arg;
-	pin(spinner_cpu[me]);
 	be_first(true);
 	for (;;) {
 		while (sem_wait(&wake[me]) < 0)
 			;
+		pin(spinner_cpu[me]); /* each time: the kernel forgets it when the CPU goes offline */
 		atomic_fetch_add(&spinning, 1);
 		while (!atomic_load_explicit(&released, memory_order_acquire))
 			relax();
@@ -110,15 +113,20 @@ static void release(void) { atomic_store_explicit(&released, true, memory_order_
 
 static bool gather(void)
 {
+	unsigned wanted = 0;
 	int64_t deadline = now_ms() + GATHER_MS;
 	while (atomic_load(&spinning) > 0 && now_ms() < deadline) /* the last hold's spinners have all left */
 		sched_yield();
+	sched_getaffinity(0, sizeof online, &online); /* leaves out what is offline */
 	pin(home_cpu);
 	be_first(true);
 	atomic_store(&released, false);
 	for (unsigned i = 0; i < spinners; i++)
-		sem_post(&wake[i]);
-	while (atomic_load(&spinning) < spinners) {
+		if (CPU_ISSET(spinner_cpu[i], &online)) {
+			wanted++;
+			sem_post(&wake[i]);
+		}
+	while (atomic_load(&spinning) < wanted) {
 		if (now_ms() >= deadline)
 			return false;
 		relax();
@@ -126,15 +134,29 @@ static bool gather(void)
 	return true;
 }
 
+/*
+ * After a fork(2) for a command the agent's memory is write-protected, and the first write to each page is a page fault: taken here once,
+ * instead of in every clone.
+ */
+static void own_memory(void)
+{
+	extern char __data_start[], _end[];
+	for (char *p = __data_start; p < _end; p += PAGE_BYTES)
+		__atomic_fetch_or(p, 0, __ATOMIC_RELAXED);
+}
+
 void hold(uint32_t fork_id)
 {
 	struct frame f = {0};
 	bool found = false;
+	own_memory();
 	if (!port_drain(now_ms() + HOLD_MS)) {
 		say("fork %u: the host does not read, so the CPUs are not held", fork_id);
 		return;
 	}
+	settle_scan();
 	if (gather()) {
+		connections_list();
 		port_send(FRAME_HELD, fork_id, NULL, 0, NULL, 0);
 		int64_t deadline = now_ms() + HOLD_MS;
 		if (port_drain(deadline))
@@ -150,4 +172,21 @@ void hold(uint32_t fork_id)
 	release();
 	be_first(false);
 	pin(-1);
+	settle_run(fork_id);
+}
+
+bool cpus_differ(long wanted) { return wanted > 0 && wanted != CPU_COUNT(&online); }
+
+/* The first ones stay, among them always CPU 0. Where the kernel cannot do it, it stays as it is. */
+void cpus_set(long wanted)
+{
+	for (int cpu = 1; wanted > 0 && cpu < CPUS_MAX; cpu++) {
+		char path[64];
+		bool on = cpu < wanted;
+		snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/online", cpu);
+		if (on == !!CPU_ISSET(cpu, &online) || options.no_identity)
+			continue;
+		if (!write_file(path, on ? "1" : "0"))
+			say("CPU %d cannot be put %s: %s", cpu, on ? "online" : "offline", strerror(errno));
+	}
 }

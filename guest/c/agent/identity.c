@@ -21,6 +21,7 @@
 
 #define TEXT_MAX 4096u
 #define IDENTITY_FILE "/run/snowflock/identity"
+#define RESOLVER_FILE "/etc/resolv.conf"
 #define IDENTITY_FILE_BYTES 512
 
 static struct identity current = {.clusterid = -1, .vmid = -1};
@@ -53,39 +54,56 @@ bool identity_known(long *clusterid, long *vmid)
 	return current.vmid >= 0;
 }
 
+/*
+ * Numbers and text are read and written here by hand: in a clone all code runs for the first time, and under emulation translating
+ * stdio's for them took 8 ms of its CPU time.
+ */
 static bool parse_number(const char *s, int64_t min, int64_t max, int64_t *out)
 {
-	char *end;
-	errno = 0;
-	long long v = strtoll(s, &end, 10);
-	if (errno || end == s || *end || v < min || v > max)
+	int64_t v = 0;
+	if (!*s)
 		return false;
+	for (; *s; s++) {
+		if (*s < '0' || *s > '9' || v > (INT64_MAX - 9) / 10)
+			return false;
+		v = 10 * v + (*s - '0');
+	}
 	*out = v;
+	return v >= min && v <= max;
+}
+
+static int hex_digit(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	c |= 0x20;
+	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* Two digits; stops at the end of the text. */
+static bool parse_byte(const char *s, unsigned char *out)
+{
+	int high = hex_digit(s[0]), low = high < 0 ? -1 : hex_digit(s[1]);
+	if (low < 0)
+		return false;
+	*out = (unsigned char)(high << 4 | low);
 	return true;
 }
 
 static bool parse_mac(const char *s, unsigned char mac[6])
 {
-	unsigned b[6];
-	char rest;
-	if (sscanf(s, "%2x:%2x:%2x:%2x:%2x:%2x%c", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &rest) != 6)
-		return false;
-	for (int i = 0; i < 6; i++)
-		mac[i] = (unsigned char)b[i];
+	for (int i = 0; i < 6; i++, s += 3)
+		if (!parse_byte(s, &mac[i]) || s[2] != (i < 5 ? ':' : 0))
+			return false;
 	return true;
 }
 
 static bool parse_entropy(const char *s, uint8_t out[ENTROPY_BYTES])
 {
-	if (strlen(s) != 2 * ENTROPY_BYTES)
-		return false;
-	for (int i = 0; i < ENTROPY_BYTES; i++) {
-		unsigned b;
-		if (sscanf(s + 2 * i, "%2x", &b) != 1)
+	for (int i = 0; i < ENTROPY_BYTES; i++, s += 2)
+		if (!parse_byte(s, &out[i]))
 			return false;
-		out[i] = (uint8_t)b;
-	}
-	return true;
+	return !*s;
 }
 
 static bool parse_hostname(const char *s, char out[65])
@@ -107,10 +125,20 @@ static bool parse_key(struct identity *id, const char *key, const char *value)
 		id->vmid = (long)v;
 	else if (!strcmp(key, "nclones") && (ok = parse_number(value, 0, INT32_MAX, &v)))
 		id->nclones = (long)v;
+	else if (!strcmp(key, "vcpus") && (ok = parse_number(value, 1, 4096, &v)))
+		id->vcpus = (long)v;
+	else if (!strcmp(key, "ticket") && (ok = strlen(value) < sizeof id->ticket))
+		strcpy(id->ticket, value);
 	else if (!strcmp(key, "hostname"))
 		ok = parse_hostname(value, id->hostname);
 	else if (!strcmp(key, "ip"))
 		ok = id->has_net = inet_pton(AF_INET, value, &id->ip) == 1;
+	else if (!strcmp(key, "ip6"))
+		ok = id->has_ip6 = inet_pton(AF_INET6, value, &id->ip6) == 1;
+	else if (!strcmp(key, "prefix6") && (ok = parse_number(value, 1, 128, &v)))
+		id->prefix6 = (unsigned)v;
+	else if (!strcmp(key, "resolver"))
+		ok = inet_pton(AF_INET, value, &id->resolver) == 1;
 	else if (!strcmp(key, "gateway"))
 		ok = inet_pton(AF_INET, value, &id->gateway) == 1;
 	else if (!strcmp(key, "prefix") && (ok = parse_number(value, 1, 32, &v)))
@@ -169,19 +197,58 @@ static void set_clock(const struct identity *id)
 		say("cannot set the clock: %s", strerror(errno));
 }
 
+/* In decimal, with its end; answers that. Not negative. */
+static char *put_number(char *at, long value)
+{
+	char digits[24];
+	int n = 0;
+	do
+		digits[n++] = (char)('0' + value % 10);
+	while ((value /= 10) > 0);
+	while (n > 0)
+		*at++ = digits[--n];
+	*at = 0;
+	return at;
+}
+
 /* The file is mapped, always of the same length and filled up with newlines: changing it is a copy, not a walk through a file system. */
 static void write_identity(const struct identity *id)
 {
-	char text[IDENTITY_FILE_BYTES], ip[INET_ADDRSTRLEN] = "";
+	char text[IDENTITY_FILE_BYTES], *at = text;
+	const unsigned char *ip = (const unsigned char *)&id->ip;
 	if (!file_map)
 		return;
-	inet_ntop(AF_INET, &id->ip, ip, sizeof ip);
-	int n = snprintf(text, sizeof text,
-			 "clusterid=%ld\nvmid=%ld\nnclones=%ld\nhostname=%s\nip=%s\nprefix=%u\nmac=%02x:%02x:%02x:%02x:%02x:%02x\nmtu=%d\n",
-			 id->clusterid, id->vmid, id->nclones, id->hostname, ip, id->prefix, id->mac[0], id->mac[1], id->mac[2],
-			 id->mac[3], id->mac[4], id->mac[5], id->mtu);
-	memset(text + n, '\n', sizeof text - (size_t)n);
+	at = put_number(stpcpy(at, "clusterid="), id->clusterid);
+	at = put_number(stpcpy(at, "\nvmid="), id->vmid);
+	at = put_number(stpcpy(at, "\nnclones="), id->nclones);
+	at = stpcpy(stpcpy(at, "\nhostname="), id->hostname);
+	at = stpcpy(at, "\nip=");
+	for (int i = 0; id->has_net && i < 4; i++)
+		at = stpcpy(put_number(at, ip[i]), i < 3 ? "." : "");
+	at = put_number(stpcpy(at, "\nprefix="), id->prefix);
+	at = stpcpy(at, "\nmac=");
+	for (int i = 0; i < 6; i++) {
+		*at++ = "0123456789abcdef"[id->mac[i] >> 4];
+		*at++ = "0123456789abcdef"[id->mac[i] & 15];
+		at = stpcpy(at, i < 5 ? ":" : "\nmtu=");
+	}
+	at = put_number(at, id->mtu);
+	memset(at, '\n', (size_t)(text + sizeof text - at));
 	memcpy(file_map, text, sizeof text);
+}
+
+/* Of a VM that boots; its clones have the file. */
+static void set_resolver(const struct identity *id)
+{
+	char text[64] = "nameserver ", *at = text + strlen(text);
+	const unsigned char *ip = (const unsigned char *)&id->resolver;
+	for (int i = 0; i < 4; i++)
+		at = stpcpy(put_number(at, ip[i]), i < 3 ? "." : "\n");
+	int fd = open(RESOLVER_FILE, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+	if (fd < 0 || write(fd, text, (size_t)(at - text)) != at - text)
+		say("%s: %s", RESOLVER_FILE, strerror(errno));
+	if (fd >= 0)
+		close(fd);
 }
 
 /* The generator first: nothing that draws from it may run before. */
@@ -192,16 +259,18 @@ static void become(const struct identity *id)
 	if (id->hostname[0] && strcmp(id->hostname, current.hostname) && sethostname(id->hostname, strlen(id->hostname)) < 0)
 		say("host name: %s", strerror(errno));
 	if (!same_network(id, &current))
-		network_set(id);
+		network_set(id, &current);
+	if (id->resolver.s_addr && id->resolver.s_addr != current.resolver.s_addr)
+		set_resolver(id);
 	write_identity(id);
 }
 
-static void answer_fork(uint32_t id)
+void identity_answer(uint32_t id)
 {
 	char text[64];
-	int n = snprintf(text, sizeof text, "ok %ld %ld", current.nclones, current.vmid);
-	clients_interrupt(id);
-	clients_reply(id, text, (size_t)n);
+	char *end = put_number(stpcpy(text, "ok "), current.nclones);
+	end = put_number(stpcpy(end, " "), current.vmid);
+	clients_reply(id, text, (size_t)(end - text));
 }
 
 void identity_apply(uint32_t id, const uint8_t *text, size_t len, void (*release)(void))
@@ -212,7 +281,8 @@ void identity_apply(uint32_t id, const uint8_t *text, size_t len, void (*release
 		return;
 	}
 	bool fork = id != 0;
-	bool clone = fork && next.vmid != current.vmid;
+	/* of another cluster: started from a checkpoint */
+	bool clone = fork && (next.vmid != current.vmid || next.clusterid != current.clusterid);
 	if (fork && !clone) {
 		if (!options.no_identity)
 			set_clock(&next);
@@ -227,10 +297,15 @@ void identity_apply(uint32_t id, const uint8_t *text, size_t len, void (*release
 		exec_orphan();
 		port_forget_input();
 	}
+	bool settling = clone && release && settle_begin(&current);
 	if (release)
 		release();
-	port_send(FRAME_IDENTIFIED, id, NULL, 0, NULL, 0);
+	port_send(FRAME_IDENTIFIED, id, "settling", settling ? strlen("settling") : 0, NULL, 0);
 	port_flush();
-	if (clone)
-		answer_fork(id);
+	if (!clone)
+		return;
+	connections_reset();
+	clients_interrupt(id);
+	if (!settling)
+		identity_answer(id);
 }

@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-struct options options = {.port = NULL, .socket = "/run/snowflock/agent.sock", .no_identity = false};
+struct options options = {.port = NULL, .socket = "/run/snowflock/agent.sock", .hooks = "/etc/snowflock/clone.d", .no_identity = false};
 
 static void vsay(const char *format, va_list args)
 {
@@ -80,9 +80,10 @@ void poll_timeout(struct poll_set *set, int timeout_ms)
 		set->timeout_ms = timeout_ms;
 }
 
-static const char usage[] = "usage: sfagent [--port PATH] [--socket PATH] [--no-identity]\n"
+static const char usage[] = "usage: sfagent [--port PATH] [--socket PATH] [--hooks DIR] [--no-identity]\n"
 			    "  --port PATH     virtio port or unix socket (default: the virtio port named 'snowflock')\n"
 			    "  --socket PATH   where programs of this VM connect (default /run/snowflock/agent.sock)\n"
+			    "  --hooks DIR     executables that run in each clone (default /etc/snowflock/clone.d)\n"
 			    "  --no-identity   leave host name, network, clock, random generator and priorities alone\n";
 
 static void parse_options(int argc, char **argv)
@@ -94,6 +95,8 @@ static void parse_options(int argc, char **argv)
 			options.port = argv[++i];
 		else if (!strcmp(argv[i], "--socket") && i + 1 < argc)
 			options.socket = argv[++i];
+		else if (!strcmp(argv[i], "--hooks") && i + 1 < argc)
+			options.hooks = argv[++i];
 		else if (!strcmp(argv[i], "--help")) {
 			fputs(usage, stdout);
 			exit(0);
@@ -112,8 +115,10 @@ int main(int argc, char **argv)
 		setpriority(PRIO_PROCESS, 0, -10);
 		write_file("/proc/self/oom_score_adj", "-1000");
 	}
+	freezer_open();
 	exec_open();
 	hold_open();
+	connections_open();
 	identity_open();
 	clients_open();
 
@@ -124,6 +129,7 @@ int main(int argc, char **argv)
 		port_prepare(&set);
 		clients_prepare(&set);
 		exec_prepare(&set);
+		settle_prepare(&set);
 		if (poll(set.fds, (nfds_t)set.count, set.timeout_ms) < 0) {
 			if (errno != EINTR)
 				die("poll: %s", strerror(errno));
@@ -132,6 +138,7 @@ int main(int argc, char **argv)
 		/* The port comes last: a fork found there must see the work of this round done. */
 		clients_run(&set);
 		exec_run(&set);
+		settle_poll(&set);
 		port_run(&set);
 	}
 }

@@ -27,9 +27,15 @@ void network_open(void)
 	net_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	route_fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
 	write_file("/proc/sys/net/ipv4/conf/" INTERFACE "/promote_secondaries", "1");
-	/* A link-local address made from the first MAC would be the same in every clone. */
+	/*
+	 * IPv6 has the address of the identity and no other: one made from the first MAC would be the same in every clone, and there is
+	 * nobody to ask for one.
+	 */
 	write_file("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
 	write_file("/proc/sys/net/ipv6/conf/" INTERFACE "/disable_ipv6", "1");
+	write_file("/proc/sys/net/ipv6/conf/" INTERFACE "/addr_gen_mode", "1");
+	write_file("/proc/sys/net/ipv6/conf/" INTERFACE "/accept_ra", "0");
+	write_file("/proc/sys/net/ipv6/conf/" INTERFACE "/accept_dad", "0");
 }
 
 static struct ifreq request(void)
@@ -75,7 +81,7 @@ static void fill_address(struct address_request *r, int type, int index, struct 
 	memset(r, 0, sizeof *r);
 	r->head.nlmsg_len = sizeof *r;
 	r->head.nlmsg_type = (unsigned short)type;
-	r->head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | (type == RTM_NEWADDR ? NLM_F_CREATE | NLM_F_REPLACE : 0);
+	r->head.nlmsg_flags = NLM_F_REQUEST | (type == RTM_NEWADDR ? NLM_F_CREATE | NLM_F_REPLACE : 0);
 	r->body.ifa_family = AF_INET;
 	r->body.ifa_prefixlen = (unsigned char)prefix;
 	r->body.ifa_index = (unsigned)index;
@@ -85,15 +91,15 @@ static void fill_address(struct address_request *r, int type, int index, struct 
 	r->broadcast.value = broadcast;
 }
 
-/* Sends the requests in one go; the kernel works them off before send() returns, then the answers wait to be read. */
-static void change_addresses(struct address_request *requests, size_t count)
+/* Sends the requests in one go; the kernel works them off before send() returns, then an answer waits for each that failed. */
+static void change_addresses(const void *requests, size_t bytes)
 {
 	char answer[1024];
-	if (send(route_fd, requests, count * sizeof *requests, 0) < 0) {
+	if (send(route_fd, requests, bytes, 0) < 0) {
 		say("%s: address: %s", INTERFACE, strerror(errno));
 		return;
 	}
-	for (size_t i = 0; i < count; i++) {
+	for (;;) {
 		const struct nlmsghdr *h = (const void *)answer;
 		if (recv(route_fd, answer, sizeof answer, MSG_DONTWAIT) < (ssize_t)NLMSG_LENGTH(sizeof(int)))
 			return;
@@ -101,6 +107,44 @@ static void change_addresses(struct address_request *requests, size_t count)
 		if (h->nlmsg_type == NLMSG_ERROR && error)
 			say("%s: address: %s", INTERFACE, strerror(-error));
 	}
+}
+
+struct address6_request {
+	struct nlmsghdr head;
+	struct ifaddrmsg body;
+	struct rtattr local;
+	struct in6_addr value;
+};
+
+static void fill_address6(struct address6_request *r, int type, int index, const struct identity *id)
+{
+	*r = (struct address6_request){
+		.head = {.nlmsg_len = sizeof *r,
+			 .nlmsg_type = (unsigned short)type,
+			 .nlmsg_flags = (unsigned short)(NLM_F_REQUEST | (type == RTM_NEWADDR ? NLM_F_CREATE | NLM_F_REPLACE : 0))},
+		.body = {.ifa_family = AF_INET6,
+			 .ifa_prefixlen = (unsigned char)id->prefix6,
+			 .ifa_flags = IFA_F_NODAD,
+			 .ifa_index = (unsigned)index},
+		.local = {.rta_len = RTA_LENGTH(sizeof r->value), .rta_type = IFA_LOCAL},
+		.value = id->ip6,
+	};
+}
+
+static void set_address6(int index, const struct identity *id, const struct identity *old)
+{
+	struct address6_request requests[2];
+	size_t count = 0;
+	if (!id->has_ip6)
+		return;
+	if (!old->has_ip6)
+		write_file("/proc/sys/net/ipv6/conf/" INTERFACE "/disable_ipv6", "0");
+	else if (!memcmp(&old->ip6, &id->ip6, sizeof id->ip6) && old->prefix6 == id->prefix6)
+		return;
+	else
+		fill_address6(&requests[count++], RTM_DELADDR, index, old);
+	fill_address6(&requests[count++], RTM_NEWADDR, index, id);
+	change_addresses(requests, count * sizeof *requests);
 }
 
 static bool get_address(unsigned long what, struct in_addr *out)
@@ -130,7 +174,7 @@ static void set_address(int index, struct in_addr ip, unsigned prefix)
 			return;
 		fill_address(&requests[count++], RTM_DELADDR, index, old, old_prefix);
 	}
-	change_addresses(requests, count);
+	change_addresses(requests, count * sizeof *requests);
 }
 
 static void add_default_route(struct in_addr gateway)
@@ -147,13 +191,14 @@ static void add_default_route(struct in_addr gateway)
 bool same_network(const struct identity *a, const struct identity *b)
 {
 	return a->has_net == b->has_net && a->ip.s_addr == b->ip.s_addr && a->prefix == b->prefix && a->mtu == b->mtu &&
+	       a->has_ip6 == b->has_ip6 && !memcmp(&a->ip6, &b->ip6, sizeof a->ip6) && a->gateway.s_addr == b->gateway.s_addr &&
 	       !memcmp(a->mac, b->mac, 6);
 }
 
 /*
  * Virtio network cards take a new MAC while up, which spares the waits of going down; other cards go down for it.
  */
-void network_set(const struct identity *id)
+void network_set(const struct identity *id, const struct identity *old)
 {
 	static const unsigned char none[6];
 	struct ifreq r = request();
@@ -176,6 +221,7 @@ void network_set(const struct identity *id)
 	}
 	set_address(index, id->ip, id->prefix ? id->prefix : 32);
 	set_flags(IFF_UP, 0);
-	if (id->gateway.s_addr)
+	set_address6(index, id, old);
+	if (id->gateway.s_addr && id->gateway.s_addr != old->gateway.s_addr)
 		add_default_route(id->gateway);
 }

@@ -97,6 +97,7 @@ static void open_port(void)
 static void link_lost(void)
 {
 	up = false;
+	clients_link_lost();
 	if (is_socket && fd >= 0) {
 		close(fd);
 		fd = -1;
@@ -108,7 +109,7 @@ static void forget_conversation(void)
 {
 	bytes_drop(&input, input.len);
 	bytes_drop(&output, output.len);
-	clients_interrupt(0);
+	clients_link_new();
 	exec_orphan();
 }
 
@@ -130,6 +131,7 @@ static void link_reset(void)
 	close(fd);
 	fd = -1;
 	up = false;
+	clients_link_lost();
 	forget_conversation();
 }
 
@@ -216,8 +218,15 @@ static void dispatch(const struct frame *f)
 	case FRAME_REPLY:
 		clients_reply(f->id, (const char *)f->payload, f->len);
 		break;
+	case FRAME_REPLY_DATA:
+		clients_data(f);
+		break;
+	case FRAME_CALL_CREDIT:
+		clients_credit(f);
+		break;
 	case FRAME_IDENTITY:
 		identity_apply(f->id, f->payload, f->len, NULL);
+		clients_ask_again();
 		break;
 	case FRAME_EXEC_START:
 	case FRAME_EXEC_IN:

@@ -214,6 +214,16 @@ static const char *console(void)
 	return access("/dev/ttyS0", F_OK) == 0 ? "/dev/ttyS0" : "/dev/console";
 }
 
+/* The agent may stop the others in a clone (agent/freezer.c); before it runs it finds this one by itself. */
+static void join_rest(void)
+{
+	int fd = open("/sys/fs/cgroup/snowflock.rest/cgroup.procs", O_WRONLY | O_CLOEXEC);
+	if (fd >= 0 && write(fd, "0", 1) < 0)
+		say("cgroup: %s", strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
 static pid_t start(char *const argv[], bool on_console)
 {
 	pid_t pid = fork();
@@ -224,6 +234,7 @@ static pid_t start(char *const argv[], bool on_console)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setsid();
 	if (on_console) {
+		join_rest();
 		int fd = open(console(), O_RDWR);
 		if (fd >= 0) {
 			ioctl(fd, TIOCSCTTY, 1);

@@ -1,13 +1,14 @@
 /* libsf: each call is one connection to the agent socket, one line out and one line back (docs/guest-channel.md). */
 #define _GNU_SOURCE
 #include "sf.h"
+#include "call.h"
 
 #include <errno.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -19,7 +20,7 @@ static __thread char last_error[512];
 
 const char *sf_last_error(void) { return last_error; }
 
-__attribute__((format(printf, 1, 2))) static void fail(const char *format, ...)
+void sf_fail(const char *format, ...)
 {
 	va_list args;
 	va_start(args, format);
@@ -27,28 +28,30 @@ __attribute__((format(printf, 1, 2))) static void fail(const char *format, ...)
 	va_end(args);
 }
 
-static int connect_agent(void)
+int sf_connect(void)
 {
+	last_error[0] = 0;
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 	const char *path = getenv("SNOWFLOCK_AGENT_SOCKET");
 	if (!path || !*path)
 		path = DEFAULT_SOCKET;
 	if (strlen(path) >= sizeof addr.sun_path) {
-		fail("bad-request: the path of the agent socket is too long");
+		sf_fail("bad-request: the path of the agent socket is too long");
 		return -1;
 	}
 	strcpy(addr.sun_path, path);
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd >= 0 && connect(fd, (struct sockaddr *)&addr, sizeof addr) == 0)
 		return fd;
-	fail("unavailable: cannot reach the SnowFlock agent at %s: %s", path, strerror(errno));
+	sf_fail("unavailable: cannot reach the SnowFlock agent at %s: %s", path, strerror(errno));
 	if (fd >= 0)
 		close(fd);
 	return -1;
 }
 
-static bool send_all(int fd, const char *text, size_t len)
+bool sf_send_all(int fd, const void *data, size_t len)
 {
+	const char *text = data;
 	while (len > 0) {
 		ssize_t n = send(fd, text, len, MSG_NOSIGNAL);
 		if (n < 0 && errno == EINTR)
@@ -92,8 +95,7 @@ static char *read_line(int fd)
 	return NULL;
 }
 
-/* What follows "ok" and at most one space, inside *line (which the caller frees); NULL after an error. */
-static char *parse_reply(char *line)
+char *sf_parse_reply(char *line)
 {
 	if (!strcmp(line, "ok"))
 		return line + 2;
@@ -103,9 +105,9 @@ static char *parse_reply(char *line)
 		char *code = line + 4, *space = strchr(code, ' ');
 		if (space)
 			*space = 0;
-		fail("%s: %s", code, space ? space + 1 : "the call failed");
+		sf_fail("%s: %s", code, space ? space + 1 : "the call failed");
 	} else {
-		fail("internal: the agent's answer makes no sense");
+		sf_fail("internal: the agent's answer makes no sense");
 	}
 	return NULL;
 }
@@ -114,29 +116,28 @@ static char *parse_reply(char *line)
 static char *call(char **line, const char *request)
 {
 	*line = NULL;
-	last_error[0] = 0;
-	int fd = connect_agent();
+	int fd = sf_connect();
 	if (fd < 0)
 		return NULL;
-	if (send_all(fd, request, strlen(request)))
+	if (sf_send_all(fd, request, strlen(request)))
 		*line = read_line(fd);
 	close(fd);
 	if (*line)
-		return parse_reply(*line);
-	fail("unavailable: the SnowFlock agent closed the connection");
+		return sf_parse_reply(*line);
+	sf_fail("unavailable: the SnowFlock agent closed the connection");
 	return NULL;
 }
 
-static bool ticket_ok(const char *ticket)
+bool sf_ticket_ok(const char *ticket)
 {
 	size_t n = ticket ? strlen(ticket) : 0;
 	if (n == 0 || n > SF_TICKET_SIZE) {
-		fail("bad-request: not a ticket");
+		sf_fail("bad-request: not a ticket");
 		return false;
 	}
 	for (size_t i = 0; i < n; i++)
 		if (ticket[i] <= ' ' || ticket[i] > '~') {
-			fail("bad-request: not a ticket");
+			sf_fail("bad-request: not a ticket");
 			return false;
 		}
 	return true;
@@ -146,9 +147,9 @@ static char *call_ticket(char **line, const char *verb, const char *ticket)
 {
 	char request[128];
 	*line = NULL;
-	if (!ticket_ok(ticket))
+	if (!sf_ticket_ok(ticket))
 		return NULL;
-	snprintf(request, sizeof request, "%s %s\n", verb, ticket);
+	stpcpy(stpcpy(stpcpy(stpcpy(request, verb), " "), ticket), "\n");
 	return call(line, request);
 }
 
@@ -156,13 +157,13 @@ static struct sf_result *new_result(void)
 {
 	struct sf_result *res = calloc(1, sizeof *res);
 	if (!res)
-		fail("internal: out of memory");
+		sf_fail("internal: out of memory");
 	return res;
 }
 
 static struct sf_result *bad_answer(struct sf_result *res)
 {
-	fail("internal: the agent's answer makes no sense");
+	sf_fail("internal: the agent's answer makes no sense");
 	FREE_SF_RES(res);
 	return NULL;
 }
@@ -193,7 +194,7 @@ struct sf_result *REQUEST_PROC_TICKET(int nclones) { return REQUEST_CLONE_TICKET
 static bool add_ticket(struct sf_ticket_list ***tail, const char *word)
 {
 	struct sf_ticket_list *t;
-	if (!ticket_ok(word) || !(t = calloc(1, sizeof *t)))
+	if (!sf_ticket_ok(word) || !(t = calloc(1, sizeof *t)))
 		return false;
 	strcpy(t->ticket, word);
 	**tail = t;
@@ -229,7 +230,7 @@ struct sf_result *READ_TICKET_INFO(char *ticket)
 	if (words && (res = new_result())) {
 		struct sf_clone_info **tail = &res->clone_list;
 		char *w = strtok_r(words, " ", &save);
-		if (!w || !ticket_ok(w))
+		if (!w || !sf_ticket_ok(w))
 			res = bad_answer(res);
 		else
 			strcpy(res->ticket, w);
@@ -254,18 +255,75 @@ void DISPOSE_TICKET(char *ticket)
 	free(line);
 }
 
-struct sf_result *CLONE_MASTER(char *ticket)
+/* Reads a number of up to nine digits; what follows it, or NULL. */
+static const char *take_number(const char *text, int *out)
 {
-	char *line;
+	int digits = 0;
+	for (*out = 0; digits < 9 && text[digits] >= '0' && text[digits] <= '9'; digits++)
+		*out = 10 * *out + (text[digits] - '0');
+	return digits > 0 ? text + digits : NULL;
+}
+
+int sf_reseed(void)
+{
+	struct {
+		unsigned seed;
+		unsigned short seed48[3];
+	} fresh;
+	if (getrandom(&fresh, sizeof fresh, 0) != sizeof fresh) {
+		sf_fail("internal: the kernel gives no random numbers: %s", strerror(errno));
+		return -1;
+	}
+	srand(fresh.seed);
+	srandom(fresh.seed);
+	seed48(fresh.seed48);
+	explicit_bzero(&fresh, sizeof fresh);
+	return 0;
+}
+
+struct sf_result *sf_clone_master(const char *ticket, int seed)
+{
+	char request[128], *line = NULL;
 	struct sf_result *res = NULL;
-	char *words = call_ticket(&line, "clone_master", ticket);
+	if (!sf_ticket_ok(ticket))
+		return NULL;
+	if (seed != SF_SEED_FRESH && seed != SF_SEED_SAME) {
+		sf_fail("bad-request: the seed is SF_SEED_FRESH or SF_SEED_SAME, not %d", seed);
+		return NULL;
+	}
+	snprintf(request, sizeof request, "clone_master %s%s\n", ticket, seed == SF_SEED_SAME ? " same" : "");
+	char *words = call(&line, request);
 	if (words && (res = new_result())) {
 		strcpy(res->ticket, ticket);
-		if (sscanf(words, "%d %d", &res->rc.number_clones, &res->vmid) != 2)
+		/* Not by sscanf: a clone runs this first of all, and under emulation that would take it some ms. */
+		const char *rest = take_number(words, &res->rc.number_clones);
+		if (!rest || *rest != ' ' || !(rest = take_number(rest + 1, &res->vmid)) || *rest)
 			res = bad_answer(res);
 	}
 	free(line);
+	if (res && res->vmid != 0 && seed == SF_SEED_FRESH)
+		sf_reseed();
 	return res;
+}
+
+struct sf_result *CLONE_MASTER(char *ticket) { return sf_clone_master(ticket, SF_SEED_FRESH); }
+
+int sf_whoami(int *clusterid, int *vmid)
+{
+	char *line;
+	int cluster, vm, rc = -1;
+	char *words = call(&line, "whoami\n");
+	if (words && sscanf(words, "%d %d", &cluster, &vm) == 2) {
+		if (clusterid)
+			*clusterid = cluster;
+		if (vmid)
+			*vmid = vm;
+		rc = 0;
+	} else if (words) {
+		bad_answer(NULL);
+	}
+	free(line);
+	return rc;
 }
 
 static int simple(const char *verb, const char *ticket)

@@ -3,7 +3,7 @@
  * copy in a clone answers with its very first call.
  *
  *   ticket N     "ticket T ALLOWED"
- *   clone T      in the master VM "master N"; in a clone: asks for the ticket's clones (its first answer), then sleeps for ever
+ *   clone T      in the VM itself "master N"; in a clone: asks for the ticket's clones (its first answer), then sleeps for ever
  *   merge T      "merged"
  *
  * Errors: "error MESSAGE".
@@ -15,6 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+static int me; /* vmid */
 
 static void print_error(void)
 {
@@ -35,7 +37,7 @@ static void clone_ticket(char *ticket)
 	struct sf_result *r = CLONE_MASTER(ticket);
 	if (!r)
 		return print_error();
-	if (r->vmid != 0) {
+	if (r->vmid != me) {
 		FREE_SF_RES(READ_TICKET_INFO(ticket));
 		for (;;)
 			pause();
@@ -49,6 +51,8 @@ int sffork(int argc, char **argv)
 	char line[256];
 
 	(void)argc, (void)argv;
+	if (sf_whoami(NULL, &me) != 0)
+		print_error();
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	while (fgets(line, sizeof line, stdin)) {
 		line[strcspn(line, "\n")] = 0;

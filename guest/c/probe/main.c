@@ -16,6 +16,8 @@ int main(int argc, char **argv)
 		return sfrandom(argc, argv);
 	if (!strcmp(name, "sffork"))
 		return sffork(argc, argv);
-	fprintf(stderr, "%s: call it as sfgap, sftouch, sfmemtest, sfrandom or sffork\n", name);
+	if (!strcmp(name, "sfresult"))
+		return sfresult(argc, argv);
+	fprintf(stderr, "%s: call it as sfgap, sftouch, sfmemtest, sfrandom, sffork or sfresult\n", name);
 	return 2;
 }

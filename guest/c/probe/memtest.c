@@ -4,6 +4,8 @@
  * Fills MIB with the pattern of SEED, prints "filled", then obeys lines on stdin:
  *   clone N   forks; the master VM checks all pages and prints "master wrong=W ticket=T"; a clone checks, rewrites with the pattern of
  *             SEED+vmid, checks again, writes "VMID wrong=W pages=P" to /run/sfmemtest.VMID and sleeps for ever
+ *   tree N D  the same, and each clone then forks N of its own, which do the same, D deep in all; a clone that has forked writes what a
+ *             master VM prints, with its vmid in place of "master", to /run/sfmemtest.VMID.forked
  *   merge T   quit
  * With --writer a second thread rewrites another area (a quarter of MIB) all the while. It goes through the pages in order, again and
  * again, and writes the round's number into each; so at any instant one page at most is half-written and the rounds of all others are
@@ -24,6 +26,10 @@
 static uint64_t *area, *stamped;
 static size_t pages, stamped_pages;
 static uint64_t seed;
+/* Before a clone forks: whole generations do at once, and their hosts start QEMUs for all of them. */
+#define PREPARE_S 3
+static int me; /* vmid */
+static void clone_all(int count, int depth);
 static _Atomic uint64_t next_page; /* of the writer: pages written since it began */
 static atomic_bool stop_writer, writer_stopped;
 
@@ -104,42 +110,58 @@ static const char *torn_text(size_t torn)
 	return text;
 }
 
-static void be_clone(int vmid)
+/* For whoever reads files: the whole line or no file. The master VM says it on its output. */
+static void tell(const char *suffix, const char *line)
 {
-	char path[64];
+	char path[64], unfinished[80];
+	snprintf(path, sizeof path, "/run/sfmemtest.%d%s", me, suffix);
+	snprintf(unfinished, sizeof unfinished, "%s.new", path);
+	FILE *f = me == 0 ? stdout : fopen(unfinished, "w");
+	if (!f)
+		return;
+	fprintf(f, "%s\n", line);
+	if (me == 0)
+		return;
+	fclose(f);
+	rename(unfinished, path);
+}
+
+static void be_clone(int vmid, int count, int depth)
+{
+	char line[128];
 	size_t torn = count_torn(), wrong = pattern_check(area, pages, seed);
-	pattern_fill(area, pages, seed + (uint64_t)vmid);
-	wrong += pattern_check(area, pages, seed + (uint64_t)vmid);
-	snprintf(path, sizeof path, "/run/sfmemtest.%d.new", vmid);
-	FILE *f = fopen(path, "w");
-	if (f) {
-		char final[64];
-		fprintf(f, "%d wrong=%zu pages=%zu%s\n", vmid, wrong, pages, torn_text(torn));
-		fclose(f);
-		snprintf(final, sizeof final, "/run/sfmemtest.%d", vmid);
-		rename(path, final); /* a reader sees the whole line or no file */
-	}
+	me = vmid;
+	seed += (uint64_t)vmid;
+	pattern_fill(area, pages, seed);
+	wrong += pattern_check(area, pages, seed);
+	snprintf(line, sizeof line, "%d wrong=%zu pages=%zu%s", vmid, wrong, pages, torn_text(torn));
+	tell("", line);
+	if (depth > 0)
+		clone_all(count, depth);
 	for (;;)
 		pause();
 }
 
-static void clone_all(const char *count)
+/* depth: generations from here on. */
+static void clone_all(int count, int depth)
 {
-	struct sf_result *ticket = REQUEST_VM_TICKET(atoi(count));
-	if (!ticket || ticket->rc.allowed_clones < 1) {
-		printf("error %s\n", ticket ? "no clones were granted" : sf_last_error());
-		FREE_SF_RES(ticket);
-		return;
+	char line[256], who[16] = "master";
+	struct sf_result *ticket = REQUEST_VM_TICKET(count), *res = NULL;
+	if (ticket && ticket->rc.allowed_clones > 0) {
+		sleep(me == 0 ? 0 : PREPARE_S);
+		res = CLONE_MASTER(ticket->ticket);
 	}
-	struct sf_result *res = CLONE_MASTER(ticket->ticket);
-	if (res && res->vmid != 0)
-		be_clone(res->vmid);
+	if (res && res->vmid != me)
+		be_clone(res->vmid, count, depth - 1);
+	if (me != 0)
+		snprintf(who, sizeof who, "%d", me);
 	if (!res) {
-		printf("error %s\n", sf_last_error());
+		snprintf(line, sizeof line, "error %.200s", ticket && ticket->rc.allowed_clones < 1 ? "no clones were granted" : sf_last_error());
 	} else {
 		size_t torn = count_torn();
-		printf("master wrong=%zu ticket=%s%s\n", pattern_check(area, pages, seed), ticket->ticket, torn_text(torn));
+		snprintf(line, sizeof line, "%s wrong=%zu ticket=%s%s", who, pattern_check(area, pages, seed), ticket->ticket, torn_text(torn));
 	}
+	tell(".forked", line);
 	FREE_SF_RES(res);
 	FREE_SF_RES(ticket);
 }
@@ -160,8 +182,11 @@ int sfmemtest(int argc, char **argv)
 	puts("filled");
 	while (fgets(line, sizeof line, stdin)) {
 		line[strcspn(line, "\n")] = 0;
-		if (!strncmp(line, "clone ", 6))
-			clone_all(line + 6);
+		int count, depth;
+		if (sscanf(line, "clone %d", &count) == 1)
+			clone_all(count, 1);
+		else if (sscanf(line, "tree %d %d", &count, &depth) == 2)
+			clone_all(count, depth);
 		else if (!strncmp(line, "merge ", 6))
 			printf(MERGE_MASTER(line + 6) == 0 ? "merged %s\n" : "error %s\n", line + 6);
 		else if (!strcmp(line, "quit"))

@@ -10,6 +10,7 @@ int sftouch(int argc, char **argv);
 int sfmemtest(int argc, char **argv);
 int sfrandom(int argc, char **argv);
 int sffork(int argc, char **argv);
+int sfresult(int argc, char **argv);
 
 #define PAGE_BYTES 4096u
 #define PAGE_WORDS (PAGE_BYTES / 8)

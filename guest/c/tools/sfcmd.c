@@ -1,4 +1,7 @@
-/* The commands of a VM (manual section 4) in one program, told apart by its name: sfdotix sfdoclone sfclone sfmerge sfshutdown. */
+/*
+ * The commands of a VM in one program, told apart by its name: those of the manual (section 4) here, sfexit and sfjoin in results.c.
+ */
+#include "command.h"
 #include "sf.h"
 
 #include <errno.h>
@@ -7,22 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define USAGE_STATUS 2
-
-struct command {
-	const char *name;
-	int args;
-	const char *help;
-	int (*run)(const struct command *self, char **args);
-};
-
-static int usage_error(const struct command *self, const char *problem)
+int usage_error(const struct command *self, const char *problem)
 {
 	fprintf(stderr, "%s: %s\nusage: %s\n", self->name, problem, self->help);
 	return USAGE_STATUS;
 }
 
-static int failed(const struct command *self)
+int failed(const struct command *self)
 {
 	fprintf(stderr, "%s: %s\n", self->name, sf_last_error());
 	return 1;
@@ -56,12 +50,17 @@ static struct sf_result *request(int nclones)
 
 static int clone_with(const struct command *self, char *ticket)
 {
+	int before;
 	fflush(stdout); /* or every clone would print it again */
+	if (sf_whoami(NULL, &before) != 0)
+		return failed(self);
 	struct sf_result *res = CLONE_MASTER(ticket);
 	if (!res)
 		return failed(self);
 	if (res->vmid == 0)
 		printf("I am the master with %d clones (original VM).\n", res->rc.number_clones);
+	else if (res->vmid == before)
+		printf("I am clone %d with %d clones (original VM).\n", res->vmid, res->rc.number_clones);
 	else
 		printf("I am clone %d (cloned VM).\n", res->vmid);
 	FREE_SF_RES(res);
@@ -74,8 +73,9 @@ static int none_granted(const struct command *self)
 	return 1;
 }
 
-static int sfdotix(const struct command *self, char **args)
+static int sfdotix(const struct command *self, int count, char **args)
 {
+	(void)count;
 	int n = parse_count(self, args[0]);
 	if (!n)
 		return USAGE_STATUS;
@@ -87,15 +87,17 @@ static int sfdotix(const struct command *self, char **args)
 	return status;
 }
 
-static int sfdoclone(const struct command *self, char **args)
+static int sfdoclone(const struct command *self, int count, char **args)
 {
+	(void)count;
 	if (!*args[0])
 		return usage_error(self, "TICKET is empty");
 	return clone_with(self, args[0]);
 }
 
-static int sfclone(const struct command *self, char **args)
+static int sfclone(const struct command *self, int count, char **args)
 {
+	(void)count;
 	int n = parse_count(self, args[0]);
 	if (!n)
 		return USAGE_STATUS;
@@ -107,8 +109,9 @@ static int sfclone(const struct command *self, char **args)
 	return status;
 }
 
-static int sfmerge(const struct command *self, char **args)
+static int sfmerge(const struct command *self, int count, char **args)
 {
+	(void)count;
 	puts("Attempting to merge virtual cluster...");
 	fflush(stdout);
 	if (MERGE_MASTER(args[0]) != 0)
@@ -120,20 +123,22 @@ static int sfmerge(const struct command *self, char **args)
 	return 0;
 }
 
-static int sfshutdown(const struct command *self, char **args)
+static int sfshutdown(const struct command *self, int count, char **args)
 {
-	(void)args;
+	(void)count, (void)args;
 	puts("Attempting to shut down virtual cluster...");
 	fflush(stdout);
 	return SHUTDOWN_CLUSTER() == 0 ? 0 : failed(self);
 }
 
 static const struct command commands[] = {
-	{"sfdotix", 1, "sfdotix NCLONES\nReserves resources for NCLONES clones of this VM and prints the ticket.", sfdotix},
-	{"sfdoclone", 1, "sfdoclone TICKET\nClones this VM with a ticket of sfdotix; returns in this VM and in every clone.", sfdoclone},
-	{"sfclone", 1, "sfclone NCLONES\nReserves resources and clones this VM; returns in this VM and in every clone.", sfclone},
-	{"sfmerge", 1, "sfmerge TICKET\nDestroys the clones made with TICKET, or all clones if TICKET is ''.", sfmerge},
-	{"sfshutdown", 0, "sfshutdown\nShuts this master VM down, once all its clones are merged.", sfshutdown},
+	{"sfdotix", 1, 1, "sfdotix NCLONES\nReserves resources for NCLONES clones of this VM and prints the ticket.", sfdotix},
+	{"sfdoclone", 1, 1, "sfdoclone TICKET\nClones this VM with a ticket of sfdotix; returns in this VM and in every clone.", sfdoclone},
+	{"sfclone", 1, 1, "sfclone NCLONES\nReserves resources and clones this VM; returns in this VM and in every clone.", sfclone},
+	{"sfmerge", 1, 1, "sfmerge TICKET\nDestroys the clones made with TICKET, or all clones if TICKET is ''.", sfmerge},
+	{"sfexit", 0, 2, SFEXIT_HELP, sfexit},
+	{"sfjoin", 1, JOIN_ARGS_MAX, SFJOIN_HELP, sfjoin},
+	{"sfshutdown", 0, 0, "sfshutdown\nShuts this master VM down, once all its clones are merged.", sfshutdown},
 };
 
 int main(int argc, char **argv)
@@ -147,9 +152,9 @@ int main(int argc, char **argv)
 			printf("usage: %s\n", c->help);
 			return 0;
 		}
-		if (argc - 1 != c->args)
-			return usage_error(c, argc - 1 < c->args ? "an argument is missing" : "too many arguments");
-		int status = c->run(c, argv + 1);
+		if (argc - 1 < c->least || argc - 1 > c->most)
+			return usage_error(c, argc - 1 < c->least ? "an argument is missing" : "too many arguments");
+		int status = c->run(c, argc - 1, argv + 1);
 		return fflush(stdout) == 0 ? status : 1;
 	}
 	fprintf(stderr, "%s: not a SnowFlock command; call it by one of the names", name);

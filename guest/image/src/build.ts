@@ -15,11 +15,13 @@ import {
   type ImageName,
 } from './manifest.ts';
 import { micro } from './micro.ts';
+import { examples } from './examples.ts';
+import { mpi } from './mpi.ts';
 import { removeOldImages } from './old-images.ts';
 import type { Recipe } from './recipe.ts';
 import { imageDirectory, inWorkDirectory, listImages, publish } from './store.ts';
 
-const RECIPES: Readonly<Record<ImageName, Recipe>> = { micro, debian };
+const RECIPES: Readonly<Record<ImageName, Recipe>> = { micro, debian, mpi, examples };
 
 export interface BuildOptions {
   readonly signal?: AbortSignal;
@@ -35,9 +37,8 @@ export interface BuildOptions {
  */
 export async function buildImage(name: ImageName, options: BuildOptions = {}): Promise<ImageManifest> {
   const recipe = RECIPES[name];
-  const sources = await hashSources(
-    IMAGE_NAMES.filter((other) => other !== name).map((other) => `${other}.ts`),
-  );
+  const otherRecipes = IMAGE_NAMES.filter((other) => other !== name).map((other) => `${other}.ts`);
+  const sources = await hashSources(otherRecipes, recipe.sources);
   try {
     const ready = options.refresh ? undefined : await existing(name, (image) => image.recipe === sources);
     if (ready) return ready;

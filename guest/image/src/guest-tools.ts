@@ -7,17 +7,25 @@ import { run } from './command.ts';
 
 export const GUEST_DIRECTORY = join(import.meta.dirname, '../..');
 
-export const COMMANDS = ['sfdotix', 'sfdoclone', 'sfclone', 'sfmerge', 'sfshutdown'] as const;
-export const PROBES = ['sfgap', 'sftouch', 'sfmemtest', 'sfrandom', 'sffork'] as const;
+export const COMMANDS = [
+  'sfdotix',
+  'sfdoclone',
+  'sfclone',
+  'sfmerge',
+  'sfexit',
+  'sfjoin',
+  'sfshutdown',
+] as const;
+export const PROBES = ['sfgap', 'sftouch', 'sfmemtest', 'sfrandom', 'sffork', 'sfresult'] as const;
 
-/** Files both images share: built file to place in the guest. */
+/** Files all images share: built file to place in the guest. */
 export const GUEST_PROGRAMS = [
   ['sfagent', 'usr/sbin/sfagent'],
   ['sfcmd', 'usr/bin/sfcmd'],
   ['sfprobe', 'usr/lib/snowflock/sfprobe'],
 ] as const;
 
-/** Links both images share: place in the guest to target. */
+/** Links all images share: place in the guest to target. */
 export const GUEST_LINKS: readonly (readonly [string, string])[] = [
   ...COMMANDS.map((name) => [`usr/bin/${name}`, 'sfcmd'] as const),
   ...PROBES.map((name) => [`usr/lib/snowflock/${name}`, 'sfprobe'] as const),
@@ -33,15 +41,18 @@ const HANDLING = ['index.ts', 'lock.ts', 'old-images.ts', 'store.ts'];
 
 /**
  * A hash of everything an image is made of that lies in this repository: the guest's sources and this builder, without the recipe files
- * of other images (paths relative to this folder).
+ * of other images (paths relative to this folder), and with more folders of guest/.
  */
-export async function hashSources(otherRecipes: readonly string[]): Promise<string> {
+export async function hashSources(
+  otherRecipes: readonly string[],
+  folders: readonly string[],
+): Promise<string> {
   const others = [...otherRecipes, ...HANDLING].map((file) => join(import.meta.dirname, file));
   const hash = createHash('sha256');
-  for (const part of ['c', 'python', 'image/src']) {
+  for (const part of ['c', 'python', 'typescript', 'image/src', ...folders]) {
     const root = join(GUEST_DIRECTORY, part);
     const files = (await readdir(root, { recursive: true, withFileTypes: true }))
-      .filter((entry) => entry.isFile() && /\.(c|h|py|ts)$|^Makefile$/.test(entry.name))
+      .filter((entry) => entry.isFile() && /\.(c|h|py|ts|mjs|mts)$|^(Makefile|sfmpirun)$/.test(entry.name))
       .map((entry) => join(entry.parentPath, entry.name))
       .filter((path) => !path.startsWith(join(root, 'build/')) && !others.includes(path))
       .sort();

@@ -24,6 +24,9 @@ export const MODULES = [
   'failover',
   'net_failover',
   'virtio_net',
+  // for the agent, which ends a clone's TCP connections
+  'inet_diag',
+  'tcp_diag',
 ] as const;
 
 export interface Kernel {
@@ -60,7 +63,12 @@ export async function fetchKernel(workDirectory: string, signal: AbortSignal | u
   };
 }
 
-async function downloadPackage(name: string, into: string, signal: AbortSignal | undefined): Promise<string> {
+/** The path of its .deb. */
+export async function downloadPackage(
+  name: string,
+  into: string,
+  signal: AbortSignal | undefined,
+): Promise<string> {
   const before = new Set(await readdir(into));
   try {
     // 'root': the sandbox user of apt may not write here.

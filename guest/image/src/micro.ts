@@ -10,6 +10,7 @@ const SCRATCH_BYTES = 64 * 1024 * 1024;
 
 export const micro: Recipe = {
   packages: BASE_PACKAGES,
+  sources: [],
 
   async build(context) {
     const { work, output, signal } = context;

@@ -42,7 +42,7 @@ export async function findImage(name: string): Promise<ImageManifest> {
     'no-such-image',
     known
       ? `image '${name}' has not been built on this host; build it: snowflock image build ${name}`
-      : `there is no image '${name}'; there are ${IMAGE_NAMES.join(' and ')}`,
+      : `there is no image '${name}'; there are ${IMAGE_NAMES.join(', ')}`,
   );
 }
 

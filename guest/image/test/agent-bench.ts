@@ -52,7 +52,10 @@ export class AgentBench implements AsyncDisposable {
     this.#server.listen(join(this.#directory, 'port'));
     this.#agent = spawn(
       join(tools, 'sfagent'),
-      ['--no-identity', '--port', join(this.#directory, 'port'), '--socket', this.socketPath],
+      [
+        '--no-identity',
+        ...['--port', join(this.#directory, 'port'), '--socket', this.socketPath, '--hooks', this.hooks],
+      ],
       { stdio: ['ignore', 'ignore', 'pipe'] },
     );
     this.#agent.stderr!.on('data', (chunk: Buffer) => (this.#log += chunk.toString()));
@@ -67,6 +70,11 @@ export class AgentBench implements AsyncDisposable {
       await bench.host.next('identified');
     }
     return bench;
+  }
+
+  /** Where it looks for hooks; not there at first. */
+  get hooks(): string {
+    return join(this.#directory, 'clone.d');
   }
 
   get socketPath(): string {
@@ -126,7 +134,7 @@ export class AgentBench implements AsyncDisposable {
     return { child, done };
   }
 
-  /** Runs a program, answering its calls in order; also gives the calls it made. */
+  /** Runs a program, answering its calls in order; also gives the calls it made, as it made them. */
   async answering(
     replies: readonly string[],
     program: string,
@@ -136,17 +144,21 @@ export class AgentBench implements AsyncDisposable {
     const { done } = this.start(program, args);
     for (const reply of replies) {
       const call = await this.host.nextCall();
-      calls.push(call.text);
+      calls.push(asAsked(call.text));
       this.host.send('reply', call.id, reply);
     }
     return { ...(await done), calls };
   }
 
-  python(code: string): [string, string[]] {
+  python(code: string, ...args: string[]): [string, string[]] {
     return [
       '/usr/bin/env',
-      [`PYTHONPATH=${join(GUEST, 'python')}`, 'PYTHONDONTWRITEBYTECODE=1', 'python3', '-c', code],
+      [`PYTHONPATH=${join(GUEST, 'python')}`, 'PYTHONDONTWRITEBYTECODE=1', 'python3', '-c', code, ...args],
     ];
+  }
+
+  killAgent(): void {
+    this.#agent.kill('SIGKILL');
   }
 
   /** A raw connection to the agent socket. */
@@ -214,4 +226,9 @@ export class LineClient {
   close(): void {
     this.#socket.destroy();
   }
+}
+
+/** Without the id by which the agent knows a request for a ticket again (docs/guest-channel.md). */
+export function asAsked(call: string): string {
+  return call.replace(/^(request_clone_ticket(?: \S+){4}) [0-9a-f-]{36}$/, '$1');
 }

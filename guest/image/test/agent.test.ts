@@ -86,7 +86,7 @@ describe.skipIf(!able)('calls', () => {
   it('interrupts pending calls when the host goes, says HELLO again and works on', async () => {
     await using bench = await start();
     const client = bench.client();
-    client.write(`ic_join ${T}\n`);
+    client.write(`merge_master ${T}\n`);
     await bench.host.nextCall();
     bench.host.close();
     expect(await bench.accept()).toMatch(/^version=1 vcpus=\d+$/);
@@ -94,6 +94,73 @@ describe.skipIf(!able)('calls', () => {
     client.write('list_tickets\n');
     expect((await bench.host.nextCall()).text).toBe('list_tickets');
     client.close();
+  });
+
+  it('asks again on the next link what changes nothing, once it is told who it is', async () => {
+    await using bench = await start();
+    const lines = [
+      `ic_join ${T}`,
+      `wait_clones ${T} 2 60000 - -`,
+      'list_tickets',
+      'request_clone_ticket 2 0 0 1',
+    ];
+    const clients = lines.map((line) => {
+      const client = bench.client();
+      client.write(`${line}\n`);
+      return client;
+    });
+    const gone = bench.client();
+    gone.write(`read_ticket_info ${T}\n`);
+    const first = new Map<string, { id: number; text: string }>();
+    for (let n = 0; n < 5; n++) {
+      const call = await bench.host.nextCall();
+      first.set(call.text.split(' ')[0] ?? '', call);
+    }
+    const request = first.get('request_clone_ticket')?.text ?? '';
+    expect(request).toMatch(
+      /^request_clone_ticket 2 0 0 1 [0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/,
+    );
+    bench.host.close();
+    await bench.accept();
+    gone.close(); // nobody waits for this one any more
+    const late = bench.client();
+    late.write('list_tickets\n');
+    expect((await bench.host.nextCall()).text).toBe('list_tickets'); // made on this link, so at once
+    expect(bench.host.waiting('call')).toBe(0);
+    bench.host.send('identity', 0, testIdentity());
+    const again = new Map<string, { id: number; text: string }>();
+    for (let n = 0; n < 4; n++) {
+      const call = await bench.host.nextCall();
+      again.set(call.text.split(' ')[0] ?? '', call);
+    }
+    expect([...again.keys()].sort()).toEqual(lines.map((line) => line.split(' ')[0]).sort());
+    expect(again.get('request_clone_ticket')?.text).toBe(request);
+    const left = Number(again.get('wait_clones')?.text.split(' ')[3]);
+    expect(left).toBeGreaterThan(0);
+    expect(left).toBeLessThan(60_000);
+    const ids = [...first.values()].map(({ id }) => id);
+    for (const { id } of again.values()) {
+      expect(ids).not.toContain(id);
+      bench.host.send('reply', id, `ok ${id}`);
+    }
+    for (const [index, client] of clients.entries()) {
+      const verb = lines[index]?.split(' ')[0] ?? '';
+      expect(await client.line()).toBe(`ok ${again.get(verb)?.id}`);
+      client.close();
+    }
+    // And again, on whatever link comes next.
+    late.close();
+    const last = bench.client();
+    last.write(`ic_join ${T}\n`);
+    await bench.host.nextCall();
+    for (let times = 0; times < 3; times++) {
+      bench.host.close();
+      await bench.accept();
+    }
+    bench.host.send('identity', 0, testIdentity());
+    bench.host.send('reply', (await bench.host.nextCall()).id, 'ok');
+    expect(await last.line()).toBe('ok');
+    last.close();
   });
 
   it('starts over after a broken frame', async () => {

@@ -2,10 +2,12 @@
 
 import type { Socket } from 'node:net';
 import {
+  CALL_WINDOW_BYTES,
   encodeGuestFrame,
   encodeIdentity,
   GuestFrameDecoder,
   GuestFrameType,
+  GUEST_PAYLOAD_MAX,
   type GuestFrame,
   type GuestIdentity,
 } from '@snowflock/protocol';
@@ -57,6 +59,31 @@ export class HostSide {
     );
   }
 
+  /** The bytes that follow a call, with credit granted as they come. */
+  async callData(id: number, sizeBytes: number): Promise<Buffer> {
+    const parts: Buffer[] = [];
+    for (let left = sizeBytes; left > 0;) {
+      const { payload } = await this.next('callData', 5000, id);
+      parts.push(payload);
+      left -= payload.length;
+      this.grant(id, payload.length, 'callCredit');
+    }
+    return Buffer.concat(parts);
+  }
+
+  /** The bytes that follow a reply, as far as the agent grants credit. */
+  async replyData(id: number, bytes: Buffer): Promise<void> {
+    let credit = CALL_WINDOW_BYTES;
+    for (let at = 0; at < bytes.length;) {
+      while (this.waiting('callCredit') > 0 || credit === 0)
+        credit += (await this.next('callCredit', 5000, id)).payload.readUInt32LE(0);
+      const part = bytes.subarray(at, at + Math.min(credit, GUEST_PAYLOAD_MAX));
+      this.send('replyData', id, part);
+      at += part.length;
+      credit -= part.length;
+    }
+  }
+
   /** Takes the first waiting frame of that type (and id), waiting for it if need be; others stay. */
   async next(type: FrameName, timeoutMs = 5000, id?: number): Promise<GuestFrame> {
     const wanted = (f: GuestFrame): boolean =>
@@ -99,10 +126,10 @@ export class HostSide {
     }
   }
 
-  grant(id: number, bytes: number): void {
+  grant(id: number, bytes: number, type: 'execCredit' | 'callCredit' = 'execCredit'): void {
     const credit = Buffer.alloc(4);
     credit.writeUInt32LE(bytes);
-    this.send('execCredit', id, credit);
+    this.send(type, id, credit);
   }
 
   async exec(argv: readonly string[], stdin?: string): Promise<ExecResult> {

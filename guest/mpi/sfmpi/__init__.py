@@ -1,0 +1,1 @@
+"""sfmpirun: an MPI program over clones (docs/mpi.md)."""
