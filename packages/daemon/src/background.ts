@@ -3,7 +3,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, open } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ControlClient, SnowflockError, toSnowflockError } from '@snowflock/protocol';
@@ -13,11 +13,11 @@ import { alreadyRunning, isDaemon, runningPid, type DaemonPlace } from './pid-fi
 const KILL_TIMEOUT_MS = 2000;
 const POLL_MS = 20;
 
-/** Starts the daemon in the background and waits until it listens. Returns what to tell the person. */
+/** Starts `run ARGS` in the background and waits until it listens. Returns what to tell the person. */
 export async function start<C extends DaemonConfig>(
   program: DaemonProgram<C>,
   config: C,
-  configFile: string,
+  args: readonly string[],
 ): Promise<string> {
   const { name, readyTimeoutMs } = program;
   const place = { name, runDir: config.runDir };
@@ -26,8 +26,7 @@ export async function start<C extends DaemonConfig>(
   await mkdir(config.stateDir, { recursive: true, mode: 0o700 });
   const logFile = join(config.stateDir, `${name}.log`);
   const log = await open(logFile, 'a', 0o600);
-  const child = spawn(process.execPath, [program.main, 'run', '--config', resolve(configFile)], {
-    cwd: '/',
+  const child = spawn(process.execPath, [program.main, 'run', ...args], {
     detached: true,
     stdio: ['ignore', 'pipe', log.fd],
   });
@@ -63,11 +62,24 @@ export async function start<C extends DaemonConfig>(
   }
 }
 
-/** Ends the daemon. Returns what to tell the person. */
-export async function stop<C extends DaemonConfig>(program: DaemonProgram<C>, config: C): Promise<string> {
+/** Ends the daemon; with `vms` what would run on without it first. Returns what to tell the person. */
+export async function stop<C extends DaemonConfig>(
+  program: DaemonProgram<C>,
+  config: C,
+  { vms }: { readonly vms: boolean },
+): Promise<string> {
   const { name, stopTimeoutMs } = program;
   const pid = await runningPid({ name, runDir: config.runDir });
+  if (pid === null && vms)
+    throw new SnowflockError(
+      'unavailable',
+      `${name} is not running, so it cannot end its VMs; start it, then stop it with --vms`,
+    );
   if (pid === null) return `${name} is not running`;
+  if (vms) {
+    using client = new ControlClient({ socketPath: join(config.runDir, `${name}.sock`) });
+    await program.endVms?.(client);
+  }
   process.kill(pid, 'SIGTERM');
   if (await isGone(name, pid, stopTimeoutMs)) return `${name} has stopped`;
   process.kill(pid, 'SIGKILL');

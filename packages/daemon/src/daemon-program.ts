@@ -1,6 +1,6 @@
 // What daemon-command.ts and background.ts must know of a daemon.
 
-import type { ControlClient } from '@snowflock/protocol';
+import type { ConfigSources, Configured, ControlClient } from '@snowflock/protocol';
 import type { Log } from './log.ts';
 import type { DaemonPlace } from './pid-file.ts';
 
@@ -23,13 +23,17 @@ export interface DaemonProgram<C extends DaemonConfig> {
   readonly title: string;
   /** What becomes of VMs when it is stopped, for people. */
   readonly whenStopped: string;
+  /** Ends what would run on without it: `stop --vms`. */
+  readonly endVms?: (client: ControlClient) => Promise<void>;
   /** The file that calls daemonCommand: it is started again with `run`. */
   readonly main: string;
   /** From `start` to its listeners being open. */
   readonly readyTimeoutMs: number;
   /** From SIGTERM to its end; then it is killed. */
   readonly stopTimeoutMs: number;
-  readonly readConfig: (file: string) => C;
+  /** Names of all options. */
+  readonly options: readonly string[];
+  readonly configure: (sources: ConfigSources) => Configured<C>;
   /** Runs until the signal aborts; resolves when nothing of it is left. */
   readonly run: (config: C, options: RunOptions) => Promise<void>;
   /** How it does, in words, asked over its unix socket. */

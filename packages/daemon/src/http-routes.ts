@@ -1,7 +1,6 @@
-// Helpers for route handlers: parsing, empty replies, who is calling, and when the caller has gone.
+// Helpers for route handlers: parsing, empty replies, and when the caller has gone.
 
-import type { FastifyReply, FastifyRequest } from 'fastify';
-import * as tls from 'node:tls';
+import type { FastifyReply } from 'fastify';
 import type { z } from 'zod';
 import { SnowflockError } from '@snowflock/protocol';
 
@@ -19,22 +18,19 @@ export function badInput(error: z.ZodError, what: string): SnowflockError {
   return new SnowflockError('bad-request', issues.join('; '), { cause: error });
 }
 
-/** The TLS peer's certificate, or null on the unix socket, whose file permissions have let only root in. */
-function peerCertificate(request: FastifyRequest): tls.PeerCertificate | null {
-  const { socket } = request.raw;
-  return socket instanceof tls.TLSSocket ? socket.getPeerCertificate() : null;
+/** Whoever waits for an answer. */
+export interface Caller {
+  /** Aborts when it closes its connection before it got its answer. */
+  readonly signal: AbortSignal;
+  /** Called once the whole answer has been handed to the connection. */
+  readonly onAnswered: (listener: () => void) => void;
 }
 
-/** Throws 'unauthorized' unless the caller is local or its certificate is for `host`. */
-export function assertPeerIsHost(request: FastifyRequest, host: string): void {
-  const certificate = peerCertificate(request);
-  if (certificate === null) return;
-  const problem = tls.checkServerIdentity(host, certificate);
-  if (problem === undefined) return;
-  throw new SnowflockError(
-    'unauthorized',
-    `the caller's certificate is not for host '${host}': ${problem.message}`,
-  );
+export function callerOf(reply: FastifyReply): Caller {
+  return {
+    signal: callerSignal(reply),
+    onAnswered: (listener) => void reply.raw.once('finish', listener),
+  };
 }
 
 /** Aborts when the caller closes its connection before it got its answer. */

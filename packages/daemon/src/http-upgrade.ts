@@ -2,8 +2,10 @@
 
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
-import { SnowflockError, toSnowflockError } from '@snowflock/protocol';
-import type { Log } from './log.ts';
+import { SnowflockError, toSnowflockError, type ErrorCode, type Role } from '@snowflock/protocol';
+import { assertRole, peerOf } from './peer.ts';
+import type { Gate } from './gate.ts';
+import { subjectOfPath, type Log, type LogSubject } from './log.ts';
 
 /** A handler that has neither accepted nor failed by then is given up: the caller's own deadline is no longer than this. */
 const ACCEPT_TIMEOUT_MS = 30_000;
@@ -22,10 +24,11 @@ export interface UpgradeRequest {
 export type UpgradeHandler = (request: UpgradeRequest) => void | Promise<void>;
 
 export interface UpgradeRoute {
-  /** Value of the Upgrade header. */
-  readonly protocol: string;
+  /** Value of the Upgrade header: what the table of routes gives as the reply. */
+  readonly reply: string;
   /** As `/v1/vms/:vm/exec`. */
   readonly path: string;
+  readonly roles: readonly Role[];
 }
 
 export class UpgradeRouter {
@@ -36,9 +39,14 @@ export class UpgradeRouter {
   }[] = [];
   readonly #sockets = new Set<Duplex>();
   readonly #log: Log;
+  readonly #onError: (code: ErrorCode) => void;
 
-  constructor(log: Log) {
-    this.#log = log;
+  readonly #gate: Gate;
+
+  constructor(parts: { log: Log; gate: Gate; onError: (code: ErrorCode) => void }) {
+    this.#log = parts.log;
+    this.#gate = parts.gate;
+    this.#onError = parts.onError;
   }
 
   add(route: UpgradeRoute, handler: UpgradeHandler): void {
@@ -57,9 +65,12 @@ export class UpgradeRouter {
       gone.abort(new SnowflockError('interrupted', 'the caller is gone'));
     });
     let accepted = false;
+    let subject: LogSubject = {};
     const fail = (thrown: unknown): void => {
       const error = toSnowflockError(thrown);
-      this.#log.info({ url: message.url, code: error.code, reason: error.message }, 'upgrade failed');
+      this.#onError(error.code);
+      const fields = { ...subject, url: message.url, code: error.code, reason: error.message };
+      this.#log.info(fields, 'upgrade failed');
       if (accepted) socket.destroy();
       else answerError(socket, error);
     };
@@ -70,14 +81,17 @@ export class UpgradeRouter {
     }, ACCEPT_TIMEOUT_MS);
     socket.once('close', () => clearTimeout(timer));
     const run = async (): Promise<void> => {
+      this.#gate.admit(message, socket);
       const { found, params, query } = this.#find(message);
+      subject = subjectOfPath(params);
+      assertRole(peerOf(message.socket), found.route.roles, `${found.route.path} (${found.route.reply})`);
       const accept = (): Duplex => {
         clearTimeout(timer);
         if (socket.destroyed || socket.writableEnded)
           throw new SnowflockError('interrupted', 'the caller is gone');
         accepted = true;
         socket.write(
-          `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${found.route.protocol}\r\n\r\n`,
+          `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${found.route.reply}\r\n\r\n`,
         );
         if (head.length > 0) socket.unshift(head);
         return socket;
@@ -97,12 +111,13 @@ export class UpgradeRouter {
   }
 
   #find(message: IncomingMessage) {
-    const url = new URL(message.url ?? '/', 'http://localhost');
+    const url = URL.parse(message.url ?? '/', 'http://localhost');
+    if (!url) throw new SnowflockError('bad-request', 'the path of the request is not one');
     const segments = url.pathname.split('/');
     const protocol = message.headers.upgrade ?? '';
     for (const candidate of this.#routes) {
       const params = match(candidate.segments, segments);
-      if (params && candidate.route.protocol === protocol)
+      if (params && candidate.route.reply === protocol)
         return { found: candidate, params, query: url.searchParams };
     }
     throw new SnowflockError('bad-request', `nothing here upgrades ${url.pathname} to '${protocol}'`);
@@ -130,11 +145,17 @@ function decode(segment: string): string {
   }
 }
 
-function answerError(socket: Duplex, error: SnowflockError): void {
-  if (socket.destroyed) return;
+/** A caller that does not read its answer is cut. */
+const ANSWER_TIMEOUT_MS = 5000;
+
+/** Answers where there is no response object; the connection ends with it. */
+export function answerError(socket: Duplex, error: SnowflockError, status = error.httpStatus): void {
+  if (socket.destroyed || socket.writableEnded) return;
+  const late = setTimeout(() => socket.destroy(), ANSWER_TIMEOUT_MS);
+  socket.once('close', () => clearTimeout(late));
   const body = JSON.stringify({ error: { code: error.code, message: error.message } });
   socket.end(
-    `HTTP/1.1 ${error.httpStatus} Error\r\nContent-Type: application/json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
+    `HTTP/1.1 ${status} Error\r\nContent-Type: application/json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
     () => socket.destroy(),
   );
 }

@@ -2,31 +2,39 @@
 //
 //   created ──ready()──▶ listening on a unix socket (mode 0600) and/or TCP with mutual TLS ──close()──▶ closed
 //
-// Invariants: there is no listener without authentication; upgrades exist only on these listeners; after close() no
-// socket of any listener is open, whatever its peer does.
+// Invariants: there is no listener without authentication, and no route without roles; upgrades exist only on these
+// listeners; after close() no socket of any listener is open, whatever its peer does.
 
-import Fastify, { type FastifyError, type FastifyInstance } from 'fastify';
+import Fastify, { type FastifyError, type FastifyInstance, type FastifyRequest } from 'fastify';
 import { once } from 'node:events';
 import * as fs from 'node:fs/promises';
 import * as http from 'node:http';
 import * as https from 'node:https';
 import * as net from 'node:net';
 import { dirname } from 'node:path';
+import type { Duplex } from 'node:stream';
+import * as tls from 'node:tls';
 import { z } from 'zod';
-import { DESCRIPTOR_MAX_BYTES, isErrorCode, SnowflockError, type TlsIdentity } from '@snowflock/protocol';
+import {
+  HTTP_LIMITS_DEFAULT,
+  isErrorCode,
+  RESULT_TYPE,
+  SnowflockError,
+  toSnowflockError,
+  type ErrorCode,
+  type HttpLimits,
+  type Role,
+  type TlsIdentity,
+} from '@snowflock/protocol';
+import { assertRole, peerOf } from './peer.ts';
+import { Gate } from './gate.ts';
+import * as limits from './http-limits.ts';
 import { badInput } from './http-routes.ts';
-import { UpgradeRouter, type UpgradeHandler, type UpgradeRoute } from './http-upgrade.ts';
-import type { Log } from './log.ts';
+import { RevokedCertificates } from './revoked-certificates.ts';
+import { answerError, UpgradeRouter, type UpgradeHandler, type UpgradeRoute } from './http-upgrade.ts';
+import { subjectOfPath, type Log, type LogSubject } from './log.ts';
+import type { DaemonMetrics } from './metrics.ts';
 
-/** No control message in JSON comes near: a ticket of 1024 clones is about 100 KB. */
-const JSON_BODY_MAX_BYTES = 1 << 20;
-/** Per listener: every host's and client's connections, long polls included, with room to spare. */
-const CONNECTIONS_MAX = 4096;
-/** A peer must have sent its TLS handshake and its request headers by then, and its whole request by the other. */
-const HEADERS_TIMEOUT_MS = 10_000;
-const REQUEST_TIMEOUT_MS = 120_000;
-/** Longer than what clients are told to keep idle connections for. */
-const KEEP_ALIVE_MS = 65_000;
 /** How long close() lets running requests finish unless told otherwise. */
 const CLOSE_DEADLINE_MS = 2000;
 /** A connection whose last request ends after close() began is idle again: look for those this often. */
@@ -34,15 +42,26 @@ const DRAIN_POLL_MS = 20;
 /** Connecting to a socket file tells at once whether somebody listens on it. */
 const STALE_PROBE_MS = 1000;
 
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    roles?: readonly Role[];
+  }
+}
+
 export interface ControlServer extends AsyncDisposable {
   readonly app: FastifyInstance;
   /** Aborts when close() begins: for handlers that wait. */
   readonly closing: AbortSignal;
   onUpgrade(route: UpgradeRoute, handler: UpgradeHandler): void;
-  /** Mode 0600; the directory is made with 0700; a dead server's socket file is replaced, a live one's is an error. */
-  listenUnix(path: string): Promise<void>;
+  /**
+   * Mode 0600 in a directory with 0700, or with a group 0660 and 0710; a dead server's socket file is replaced, a live
+   * one's is an error.
+   */
+  listenUnix(path: string, options?: { gid: number | null }): Promise<void>;
   /** TCP with mutual TLS: callers without a certificate of the CA are refused in the handshake. Port 0: any. */
   listenTls(options: { address: string; port: number; tls: TlsIdentity }): Promise<{ port: number }>;
+  /** Another certificate for the connections that are made from now on. */
+  renewTls(tls: TlsIdentity): void;
   close(options?: { deadlineMs?: number }): Promise<void>;
 }
 
@@ -50,6 +69,11 @@ export interface ControlServerOptions {
   /** Of the daemon, for messages. */
   readonly name: string;
   readonly log: Log;
+  /** Absent, for tests: nothing is counted. */
+  readonly metrics?: DaemonMetrics;
+  readonly limits?: HttpLimits;
+  /** Absent: none is. */
+  readonly revoked?: RevokedCertificates;
   readonly register: (app: FastifyInstance) => void;
 }
 
@@ -57,34 +81,71 @@ export interface ControlServerOptions {
 export async function createControlServer({
   name,
   log,
+  metrics,
+  limits: limitsOf = HTTP_LIMITS_DEFAULT,
+  revoked = new RevokedCertificates(),
   register,
 }: ControlServerOptions): Promise<ControlServer> {
   let handler: http.RequestListener | undefined;
   // Fastify serves exactly one server; ours never listens, and hands its request handler to all the real listeners.
   const app = Fastify({
     logger: false,
-    bodyLimit: JSON_BODY_MAX_BYTES,
+    bodyLimit: limits.JSON_BODY_MAX_BYTES,
     serverFactory: (listener) => {
       handler = listener;
       return http.createServer();
     },
   });
-  app.addContentTypeParser(
-    'application/octet-stream',
-    { parseAs: 'buffer', bodyLimit: DESCRIPTOR_MAX_BYTES },
-    (_request, body, done) => done(null, body),
+  app.addContentTypeParser('application/octet-stream', { parseAs: 'buffer' }, (_request, body, done) =>
+    done(null, body),
   );
-  setErrorHandlers(app, { name, log });
+  app.addContentTypeParser(RESULT_TYPE, (_request, payload, done) => done(null, payload));
+  setErrorHandlers(app, { name, log, metrics });
+  requireRoles(app);
+  if (metrics) countAnswers(app, metrics);
   register(app);
   await app.ready();
   if (handler === undefined) throw new Error('fastify did not build its request handler');
-  return new Listeners({ app, handler, name, log });
+  const gate = new Gate({ limits: limitsOf, revoked, log });
+  return new Listeners({ app, handler, name, log, metrics, gate, limits: limitsOf });
 }
 
-function setErrorHandlers(app: FastifyInstance, { name, log }: { name: string; log: Log }): void {
+/** Before anything of a request's body is read. */
+function requireRoles(app: FastifyInstance): void {
+  app.addHook('onRoute', ({ config, method, url }) => {
+    if (!config?.roles) throw new Error(`${String(method)} ${url}: the route does not say who may ask it`);
+  });
+  app.addHook('onRequest', (request, _reply, done) => {
+    const peer = peerOf(request.raw.socket);
+    const { roles } = request.routeOptions.config;
+    if (roles) assertRole(peer, roles, `${request.method} ${request.routeOptions.url ?? request.url}`);
+    done();
+  });
+}
+
+/** Both listeners of a daemon share its metrics. */
+function countAnswers(app: FastifyInstance, metrics: DaemonMetrics): void {
+  app.addHook('onResponse', (request, reply, done) => {
+    const { method, routeOptions } = request;
+    metrics.answered({
+      method,
+      route: routeOptions.url,
+      status: reply.statusCode,
+      seconds: reply.elapsedTime / 1000,
+    });
+    done();
+  });
+}
+
+function setErrorHandlers(
+  app: FastifyInstance,
+  { name, log, metrics }: { name: string; log: Log; metrics: DaemonMetrics | undefined },
+): void {
   app.setErrorHandler((thrown: FastifyError, request, reply) => {
     const { error, status } = classify(thrown);
-    const fields = { method: request.method, url: request.url, status, code: error.code };
+    metrics?.failed(error.code, 'http');
+    const { method, url } = request;
+    const fields = { ...requestSubject(request), method, url, status, code: error.code };
     if (error.code === 'internal') log.error({ ...fields, err: thrown }, 'request failed');
     else log.info({ ...fields, reason: error.message }, 'request refused');
     return reply.code(status).send({ error: { code: error.code, message: error.message } });
@@ -95,11 +156,18 @@ function setErrorHandlers(app: FastifyInstance, { name, log }: { name: string; l
   });
   app.addHook('onResponse', (request, reply, done) => {
     log.debug(
-      { method: request.method, url: request.url, status: reply.statusCode, ms: reply.elapsedTime },
+      {
+        ...requestSubject(request),
+        ...{ method: request.method, url: request.url, status: reply.statusCode, ms: reply.elapsedTime },
+      },
       'answered',
     );
     done();
   });
+}
+
+function requestSubject(request: FastifyRequest): LogSubject {
+  return subjectOfPath((request.params ?? {}) as Record<string, string>);
 }
 
 function classify(thrown: FastifyError | SnowflockError | z.ZodError): {
@@ -110,6 +178,11 @@ function classify(thrown: FastifyError | SnowflockError | z.ZodError): {
   if (thrown instanceof z.ZodError) return { error: badInput(thrown, 'body'), status: 400 };
   // Fastify's own: malformed JSON, a body over the limit, a content type nobody parses.
   const status = thrown.statusCode ?? 500;
+  if (status === 413)
+    return {
+      error: new SnowflockError('too-large', `${thrown.message}; docs/security.md has the limits`),
+      status,
+    };
   if (status >= 400 && status < 500 && !isErrorCode(thrown.code))
     return { error: new SnowflockError('bad-request', thrown.message, { cause: thrown }), status };
   return { error: new SnowflockError('internal', thrown.message, { cause: thrown }), status: 500 };
@@ -119,19 +192,38 @@ class Listeners implements ControlServer {
   readonly app: FastifyInstance;
   readonly #handler: http.RequestListener;
   readonly #name: string;
-  readonly #log: Log;
   readonly #servers: http.Server[] = [];
   readonly #sockets = new Set<net.Socket>();
+  readonly #gate: Gate;
+  readonly #limits: HttpLimits;
   readonly #upgrades: UpgradeRouter;
   readonly #closing = new AbortController();
   #closed: Promise<void> | undefined;
 
-  constructor(parts: { app: FastifyInstance; handler: http.RequestListener; name: string; log: Log }) {
+  constructor(parts: {
+    app: FastifyInstance;
+    handler: http.RequestListener;
+    name: string;
+    log: Log;
+    metrics: DaemonMetrics | undefined;
+    gate: Gate;
+    limits: HttpLimits;
+  }) {
+    const { gate } = parts;
     this.app = parts.app;
-    this.#handler = parts.handler;
+    this.#gate = gate;
+    this.#limits = parts.limits;
+    this.#handler = (request, response) => {
+      try {
+        gate.admit(request, response);
+      } catch (thrown) {
+        return refuse(response, toSnowflockError(thrown));
+      }
+      parts.handler(request, response);
+    };
     this.#name = parts.name;
-    this.#log = parts.log;
-    this.#upgrades = new UpgradeRouter(parts.log);
+    const onError = (code: ErrorCode): void => parts.metrics?.failed(code, 'http');
+    this.#upgrades = new UpgradeRouter({ log: parts.log, gate, onError });
   }
 
   get closing(): AbortSignal {
@@ -142,10 +234,11 @@ class Listeners implements ControlServer {
     this.#upgrades.add(route, handler);
   }
 
-  async listenUnix(path: string): Promise<void> {
-    await fs.mkdir(dirname(path), { recursive: true, mode: 0o700 });
+  async listenUnix(path: string, { gid = null }: { gid?: number | null } = {}): Promise<void> {
+    const dir = dirname(path);
+    await fs.mkdir(dir, { recursive: true, mode: 0o700 });
     await removeStaleSocket(path, this.#name);
-    const server = this.#adopt(http.createServer(this.#handler));
+    const server = this.#adopt(http.createServer(SERVER_OPTIONS, this.#handler));
     // The socket file appears within listen(): the mask makes it 0600 from its first moment.
     const mask = process.umask(0o177);
     try {
@@ -155,13 +248,17 @@ class Listeners implements ControlServer {
     }
     await listening(server, path);
     this.#servers.push(server);
-    await fs.chmod(path, 0o600);
+    if (gid === null) return fs.chmod(path, 0o600);
+    await fs.chown(path, -1, gid);
+    await fs.chmod(path, 0o660);
+    await fs.chown(dir, -1, gid);
+    await fs.chmod(dir, 0o710);
   }
 
   async listenTls({
     address,
     port,
-    tls,
+    tls: identity,
   }: {
     address: string;
     port: number;
@@ -169,20 +266,19 @@ class Listeners implements ControlServer {
   }): Promise<{ port: number }> {
     const server = https.createServer(
       {
-        ...tls,
+        ...SERVER_OPTIONS,
+        ...identity,
         requestCert: true,
         rejectUnauthorized: true,
-        minVersion: 'TLSv1.3',
-        handshakeTimeout: HEADERS_TIMEOUT_MS,
+        minVersion: TLS_VERSION,
+        handshakeTimeout: limits.HEADERS_TIMEOUT_MS,
       },
       this.#handler,
     );
     this.#adopt(server);
+    server.on('secureConnection', this.#gate.secured);
     server.on('tlsClientError', (error: NodeJS.ErrnoException, socket) => {
-      this.#log.warn(
-        { peer: socket.remoteAddress, code: error.code, reason: error.message },
-        'TLS handshake refused',
-      );
+      this.#gate.refused(socket.remoteAddress ?? '', `TLS handshake: ${error.code ?? ''} ${error.message}`);
     });
     server.listen({ host: address, port });
     await listening(server, `${address}:${port}`);
@@ -190,6 +286,11 @@ class Listeners implements ControlServer {
     const bound = server.address();
     if (bound === null || typeof bound === 'string') throw new Error(`listening on ${address} gave no port`);
     return { port: bound.port };
+  }
+
+  renewTls({ ca, cert, key }: TlsIdentity): void {
+    for (const server of this.#servers)
+      if (server instanceof https.Server) server.setSecureContext({ ca, cert, key, minVersion: TLS_VERSION });
   }
 
   close({ deadlineMs = CLOSE_DEADLINE_MS }: { deadlineMs?: number } = {}): Promise<void> {
@@ -222,18 +323,49 @@ class Listeners implements ControlServer {
   }
 
   #adopt(server: http.Server): http.Server {
-    server.maxConnections = CONNECTIONS_MAX;
-    server.headersTimeout = HEADERS_TIMEOUT_MS;
-    server.requestTimeout = REQUEST_TIMEOUT_MS;
-    server.keepAliveTimeout = KEEP_ALIVE_MS;
+    server.maxConnections = this.#limits.connections + limits.CONNECTIONS_SPARE;
+    server.on('drop', (dropped?: net.DropArgument) =>
+      this.#gate.refused(dropped?.remoteAddress ?? '', 'too many connections'),
+    );
     server.on('upgrade', this.#upgrades.handle);
+    server.on('clientError', onClientError);
+    server.on('connection', this.#gate.connected);
     server.on('connection', (socket) => {
-      socket.setKeepAlive(true, HEADERS_TIMEOUT_MS);
+      socket.setKeepAlive(true, limits.HEADERS_TIMEOUT_MS);
       this.#sockets.add(socket);
       socket.once('close', () => this.#sockets.delete(socket));
     });
     return server;
   }
+}
+
+const TLS_VERSION = 'TLSv1.3';
+
+const SERVER_OPTIONS: http.ServerOptions = {
+  maxHeaderSize: limits.HEADERS_MAX_BYTES,
+  headersTimeout: limits.HEADERS_TIMEOUT_MS,
+  requestTimeout: limits.REQUEST_TIMEOUT_MS,
+  keepAliveTimeout: limits.KEEP_ALIVE_MS,
+  connectionsCheckingInterval: limits.TIMEOUT_CHECK_MS,
+};
+
+/** Before any route is known; the body is not read, so the connection must end. */
+function refuse(response: http.ServerResponse, error: SnowflockError): void {
+  const body = JSON.stringify({ error: { code: error.code, message: error.message } });
+  response.writeHead(error.httpStatus, { 'content-type': 'application/json', connection: 'close' }).end(body);
+}
+
+/** Bytes that are no request, or one that is too slow or has too much in its headers. */
+function onClientError(error: NodeJS.ErrnoException, socket: Duplex): void {
+  // Before the end of its TLS handshake nobody can be answered.
+  const isStranger = socket instanceof tls.TLSSocket && !socket.authorized;
+  if (isStranger || error.code === 'ECONNRESET') return void socket.destroy();
+  if (error.code === 'HPE_HEADER_OVERFLOW') {
+    const message = `the headers of a request may have ${limits.HEADERS_MAX_BYTES} bytes`;
+    answerError(socket, new SnowflockError('too-large', message), 431);
+  } else if (error.code === 'ERR_HTTP_REQUEST_TIMEOUT')
+    answerError(socket, new SnowflockError('timeout', 'the request took too long to arrive'), 408);
+  else answerError(socket, new SnowflockError('bad-request', `this is not HTTP: ${error.message}`));
 }
 
 async function listening(server: http.Server, where: string): Promise<void> {

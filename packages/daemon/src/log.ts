@@ -4,6 +4,39 @@ import pino from 'pino';
 
 export type Log = pino.Logger;
 
+/** What a line is about. These names, and no others: whoever reads logs filters by them (`snowflock logs`). */
+export interface LogSubject {
+  readonly clusterid?: number | undefined;
+  readonly vmid?: number | undefined;
+  readonly ticket?: string | null | undefined;
+}
+
+/** A log whose every line says what it is about. */
+export function logAbout(log: Log, subject: LogSubject): Log {
+  return log.child(subjectFields(subject));
+}
+
+/** Those that are known, and nothing else that the object may hold: not everything may be logged. */
+export function subjectFields({ clusterid, vmid, ticket }: LogSubject): LogSubject {
+  return {
+    ...(clusterid === undefined ? {} : { clusterid }),
+    ...(vmid === undefined ? {} : { vmid }),
+    ...(ticket === undefined || ticket === null ? {} : { ticket }),
+  };
+}
+
+/** From the parameters of a request's path: `clusterid`, `vmid`, `ticket`, or `vm` as C:V. */
+export function subjectOfPath(params: Readonly<Record<string, string>>): LogSubject {
+  const [, cluster, vm] = /^(\d{1,9}):(\d{1,9})$/.exec(params['vm'] ?? '') ?? [];
+  const number = (text: string | undefined): number | undefined =>
+    text !== undefined && /^\d{1,9}$/.test(text) ? Number(text) : undefined;
+  return subjectFields({
+    clusterid: number(params['clusterid'] ?? cluster),
+    vmid: number(params['vmid'] ?? vm),
+    ticket: params['ticket']?.slice(0, 36),
+  });
+}
+
 /** Fields that are secret wherever they stand, to a depth of three. */
 const SECRET_FIELDS = ['key', 'keyHex', 'tlsKey', 'entropy', 'token', 'password', 'authorization'] as const;
 const SECRET_PATHS = SECRET_FIELDS.flatMap((field) => [field, `*.${field}`, `*.*.${field}`]);

@@ -85,7 +85,9 @@ describe.skipIf(!requireVm(['root', 'ip', 'qemu']))('sfld as a service', () => {
     expect(await sfld.command('stop')).toMatchObject({ status: 0, stdout: 'sfld has stopped\n' });
     expect(commandLineOf(pid)).toBe('');
     expect(readdirSync(join(sfld.dir, 'run'))).toEqual([]);
-    expect(readdirSync(join(sfld.dir, 'state'))).toEqual(['sfld.log']);
+    expect(readdirSync(join(sfld.dir, 'state'))).toEqual(['results', 'sfld-journal', 'sfld.log']);
+    expect(readdirSync(join(sfld.dir, 'state/results'))).toEqual([]);
+    expect(readdirSync(join(sfld.dir, 'state/sfld-journal'))).toEqual(['boot']);
     expect(processesOf(join(sfld.dir, 'run'))).toEqual([]);
     expect(readFileSync('/proc/self/mountinfo', 'utf8')).not.toContain(sfld.dir);
     expect(await sfld.command('stop')).toMatchObject({ status: 0, stdout: 'sfld is not running\n' });

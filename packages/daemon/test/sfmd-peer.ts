@@ -5,6 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import {
   HostReportReply,
   ControlClient,
+  parseVmRef,
   PrepareClones,
   PrepareSource,
   SnowflockError,
@@ -15,12 +16,17 @@ import { createControlServer, type ControlServer } from '../src/http.ts';
 import { noContent, parseInput } from '../src/http-routes.ts';
 import { silentLog } from '../src/log.ts';
 
+const MASTER = { config: { roles: ['master'] as const } };
+
 export interface Behaviour {
   failMaster?: string;
   failClones?: string;
   failDestroy?: string;
   clonesDelayMs?: number;
   destroyDelayMs?: number;
+  onMaster?: () => void;
+  /** Reports name its VMs. */
+  listVms?: boolean;
 }
 
 export class FakeHost implements AsyncDisposable {
@@ -53,46 +59,63 @@ export class FakeHost implements AsyncDisposable {
           this.calls.push(`${request.method} ${request.url}`);
           done();
         });
-        app.post('/v1/vms', (request) => {
+        app.post('/v1/vms', MASTER, (request) => {
           const { clusterid } = parseInput(StartMaster, request.body);
           if (this.behaviour.failMaster) throw new SnowflockError('no-such-image', this.behaviour.failMaster);
           this.masters.add(clusterid);
+          this.behaviour.onMaster?.();
           return { diskBytes: 64 << 20 };
         });
-        app.post('/v1/sources', (request, reply) => {
+        app.delete<{ Params: { vm: string } }>('/v1/vms/:vm', MASTER, async (request, reply) => {
+          await this.#destroying();
+          const { clusterid, vmid } = parseVmRef(request.params.vm);
+          if (vmid === 0) this.masters.delete(clusterid);
+          for (const [ticket, body] of this.tickets)
+            if (body.clusterid === clusterid)
+              this.tickets.set(ticket, { ...body, clones: body.clones.filter((each) => each.vmid !== vmid) });
+          return noContent(reply);
+        });
+        app.post('/v1/sources', MASTER, (request, reply) => {
           const { ticket, clusterid } = parseInput(PrepareSource, request.body);
           this.sources.set(ticket, clusterid);
           return noContent(reply);
         });
-        app.post('/v1/tickets', async (request, reply) => {
+        app.post('/v1/tickets', MASTER, async (request, reply) => {
           const body = parseInput(PrepareClones, request.body);
           await sleep(this.behaviour.clonesDelayMs ?? 0);
           if (this.behaviour.failClones) throw new SnowflockError('unavailable', this.behaviour.failClones);
           this.tickets.set(body.ticket, body);
           return noContent(reply);
         });
-        app.delete<{ Params: { ticket: string } }>('/v1/tickets/:ticket', async (request, reply) => {
+        app.delete<{ Params: { ticket: string } }>('/v1/tickets/:ticket', MASTER, async (request, reply) => {
           await this.#destroying();
           this.sources.delete(request.params.ticket);
           this.tickets.delete(request.params.ticket);
           return noContent(reply);
         });
-        app.delete<{ Params: { clusterid: string } }>('/v1/clusters/:clusterid', async (request, reply) => {
-          await this.#destroying();
-          const clusterid = Number(request.params.clusterid);
-          this.masters.delete(clusterid);
-          for (const [ticket, owner] of this.sources) if (owner === clusterid) this.sources.delete(ticket);
-          for (const [ticket, body] of this.tickets)
-            if (body.clusterid === clusterid) this.tickets.delete(ticket);
-          return noContent(reply);
-        });
+        app.delete<{ Params: { clusterid: string } }>(
+          '/v1/clusters/:clusterid',
+          MASTER,
+          async (request, reply) => {
+            await this.#destroying();
+            const clusterid = Number(request.params.clusterid);
+            this.masters.delete(clusterid);
+            for (const [ticket, owner] of this.sources) if (owner === clusterid) this.sources.delete(ticket);
+            for (const [ticket, body] of this.tickets)
+              if (body.clusterid === clusterid) this.tickets.delete(ticket);
+            return noContent(reply);
+          },
+        );
       },
     });
     ({ port: this.#port } = await this.#server.listenTls({ address: '127.0.0.1', port: 0, tls: this.#tls }));
   }
 
   report(as = this.host): Promise<HostReportReply> {
-    const body = { address: '127.0.0.1', sfldPort: this.#port, accel: 'tcg', instance: this.#instance };
+    const body = {
+      ...{ address: '127.0.0.1', sfldPort: this.#port, accel: 'tcg', instance: this.#instance },
+      ...(this.behaviour.listVms ? { vms: this.vms } : {}),
+    };
     return this.sfmd.request({
       method: 'PUT',
       path: `/v1/hosts/${as}`,
@@ -100,6 +123,13 @@ export class FakeHost implements AsyncDisposable {
       reply: HostReportReply,
       timeoutMs: 5000,
     });
+  }
+
+  get vms(): string[] {
+    const clones = [...this.tickets.values()].flatMap((body) =>
+      body.clones.map(({ vmid }) => `${body.clusterid}:${vmid}`),
+    );
+    return [...[...this.masters].map((clusterid) => `${clusterid}:0`), ...clones];
   }
 
   get empty(): boolean {

@@ -1,14 +1,14 @@
 // The clones of one ticket on this host, and the memtap that serves them all.
 //
-//   preparing ──▶ prepared ──launch──▶ running ──dispose──▶ gone
+//   preparing ──▶ prepared ──launch──▶ running ──dispose──▶ gone        prepared or running: adopted by the next sfld
 //
 // Invariant: the memtap outlives its clones; a clone that ends is reported to sfmd exactly once.
 
-import { mkdir, rm } from 'node:fs/promises';
+import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import {
-  formatVmRef,
-  NoReply,
+  PageSourceReply,
   SnowflockError,
   toSnowflockError,
   type CloneRecord,
@@ -16,41 +16,112 @@ import {
   type LaunchReply,
   type PrepareClones,
   type VmEnded,
+  type VmRef,
 } from '@snowflock/protocol';
+import type { ClusterNetwork } from '@snowflock/network';
 import { cleanupMount, MemtapProcess, type MemtapStats } from '@snowflock/replication';
-import { CloneVm } from './clone-vm.ts';
-import { ticketDirectory, type HostContext } from './context.ts';
+import {
+  createOverlay,
+  isRunning,
+  killProcess,
+  markProcess,
+  type BlankOverlay,
+  type ProcessMark,
+} from '@snowflock/vm';
+import { logAbout, type Log } from '../log.ts';
+import { CloneResets } from './clone-resets.ts';
+import { CloneVm, type CloneVmOptions } from './clone-vm.ts';
+import { ticketDirectory, vmDirectories, type HostContext } from './context.ts';
+import { ForkPoint } from './fork-point.ts';
+import { exitedWith, type GroupEntry } from './journal.ts';
+import { multicastAddressOf } from './multicast-address.ts';
+import type { Kept } from './sweep.ts';
+import type { ForkPorts } from './vm-forks.ts';
 
-const REPORT_TIMEOUT_MS = 10_000;
+/** The parent's host may hear of the ticket later than this one, and then starts its memserver. */
+const SOURCE_TIMEOUT_MS = 15_000;
+const SOURCE_RETRY_MS = 50;
 /** QEMUs started at a time: each is a burst of CPU, and more at once than this only slows the first ones. */
 const STARTS_AT_ONCE = 4;
+
+const NEW_ENTRY = { nclones: 0, isolated: false, left: false, fetched: false, memtap: null } as const;
+
+export interface CloneGroupPorts extends ForkPorts {
+  /** Gets the last record of each clone. */
+  readonly onGone: (record: CloneRecord) => void;
+}
 
 export class CloneGroup implements AsyncDisposable {
   readonly ticket: string;
   readonly clusterid: number;
   readonly clones = new Map<number, CloneVm>();
   readonly #context: HostContext;
+  readonly #log: Log;
   readonly #request: PrepareClones;
   readonly #directory: string;
+  readonly #multicastAddress: Promise<string | undefined>;
   readonly #prepared: Promise<void>;
   readonly #failures = new Map<number, string>();
   #memtap: MemtapProcess | null = null;
   #sourceLost: string | null = null;
-  #networkAcquired = false;
+  #network: ClusterNetwork | null = null;
+  #entry: GroupEntry;
   #disposed = false;
+  #arrived = false;
+  #launching: Promise<unknown> = Promise.resolve();
+  #saidDeaf = false;
+  readonly #ending = new AbortController();
+  readonly #forkPoint: ForkPoint;
+  readonly #resets: CloneResets;
+  /** Null without a disk. */
+  #blank: BlankOverlay | null = null;
+  readonly #ports: CloneGroupPorts;
 
-  readonly #onGone: (record: CloneRecord) => void;
-
-  /** `onGone` gets the last record of each clone. */
-  constructor(context: HostContext, request: PrepareClones, onGone: (record: CloneRecord) => void) {
+  private constructor(context: HostContext, entry: GroupEntry, ports: CloneGroupPorts) {
+    const { request } = entry;
     this.#context = context;
-    this.#onGone = onGone;
+    this.#ports = ports;
     this.#request = request;
+    this.#entry = entry;
     this.ticket = request.ticket;
     this.clusterid = request.clusterid;
+    this.#log = logAbout(context.log, this);
     this.#directory = join(context.runDir, 't', ticketDirectory(request.ticket));
-    this.#prepared = this.#prepare();
+    this.#forkPoint = new ForkPoint({
+      path: join(this.#directory, 'descriptor'),
+      ticket: this.ticket,
+      log: this.#log,
+    });
+    this.#resets = new CloneResets({
+      forkPoint: () => this.#forkPoint.read(),
+      record: (vmid, resetting) => this.#recordClone(vmid, { resetting }),
+      replace: (clone) => this.clones.set(clone.ref.vmid, clone),
+      restart: (vmid, old) => this.#restart(vmid, old),
+      lost: (vm, clone, reason) => this.#resetFailed(vm, clone, reason),
+      log: this.#log,
+    });
+    this.#multicastAddress = multicastAddressOf(context, request.multicastHost);
+    this.#prepared = entry.state === 'preparing' ? this.#prepare() : this.#adopt();
     this.#prepared.catch(() => undefined); // reported at launch
+  }
+
+  static prepare(context: HostContext, request: PrepareClones, ports: CloneGroupPorts): CloneGroup {
+    const fresh = { ...NEW_ENTRY, clones: [] };
+    return new CloneGroup(context, { kind: 'group', request, state: 'preparing', ...fresh }, ports);
+  }
+
+  /** Takes over what the sfld before this one had. Throws when that was in the middle of something, or its memtap is gone. */
+  static async adopt(context: HostContext, entry: GroupEntry, ports: CloneGroupPorts): Promise<CloneGroup> {
+    if (entry.state === 'preparing' || entry.state === 'launching')
+      throw new SnowflockError('vm-failed', `sfld of host ${context.host} ended while it started its clones`);
+    const group = new CloneGroup(context, entry, ports);
+    try {
+      await group.prepared();
+    } catch (error) {
+      await group[Symbol.asyncDispose]();
+      throw error;
+    }
+    return group;
   }
 
   /** Resolves when every clone waits for its descriptor (or has failed to get there, which launch reports). */
@@ -58,37 +129,191 @@ export class CloneGroup implements AsyncDisposable {
     return this.#prepared;
   }
 
-  async launch(descriptor: Descriptor): Promise<LaunchReply> {
+  /** Of a VM that comes itself, from another host. */
+  get moved(): PrepareClones['moved'] {
+    return this.#request.moved;
+  }
+
+  /** Nothing is fetched from the host that it came from any more. */
+  get fetched(): boolean {
+    return this.#entry.fetched;
+  }
+
+  /** The one VM of it that comes itself runs here, or did. */
+  get hasArrived(): boolean {
+    return this.#arrived;
+  }
+
+  /** All of its clones have gone, of themselves or to other hosts. */
+  get isLeft(): boolean {
+    return this.#entry.left && this.clones.size === 0 && this.#entry.clones.length === 0;
+  }
+
+  get files(): { readonly ramPath: string; readonly presencePath: string; readonly diskPath: string | null } {
+    const memtap = this.#memtap;
+    if (!memtap) throw new SnowflockError('internal', `ticket ${this.ticket} has no memtap`);
+    const diskPath = this.#request.diskBytes > 0 ? memtap.diskPath : null;
+    return { ramPath: memtap.ramPath, presencePath: this.#presencePath, diskPath };
+  }
+
+  get isolated(): boolean {
+    return this.#entry.isolated;
+  }
+
+  get request(): PrepareClones {
+    return this.#request;
+  }
+
+  /** From here on pages come from a memserver of this host. */
+  async feedFrom(source: { readonly port: number; readonly key: Buffer }): Promise<void> {
+    const { port, key } = source;
+    await this.#memtap?.move({ sources: [{ address: this.#context.address, port }], key });
+    this.#record({ fetched: true });
+  }
+
+  /** A clone runs on another host: it ends here, and nobody is told. */
+  async leave(vmid: number): Promise<void> {
+    const clone = this.clones.get(vmid);
+    if (!clone) return;
+    this.clones.delete(vmid);
+    await clone.leave();
+    this.#note({ left: true, clones: this.#entry.clones.filter((each) => each.vmid !== vmid) });
+  }
+
+  /** Whether the VM that was to come runs here; resolves when that is certain. */
+  async settled(): Promise<boolean> {
+    await this.#launching.catch(() => undefined); // whoever launches hears of it
+    return this.#arrived;
+  }
+
+  /** Where the VM that they are cloned from runs. */
+  get parentHost(): string {
+    return this.#request.parent.host;
+  }
+
+  launch(descriptor: Descriptor): Promise<LaunchReply> {
+    const launch = this.#launch(descriptor);
+    this.#launching = launch;
+    return launch;
+  }
+
+  async #launch(descriptor: Descriptor): Promise<LaunchReply> {
     await this.#prepared;
     const memtap = this.#memtap;
     if (!memtap) throw new SnowflockError('internal', `ticket ${this.ticket} has no memtap`);
-    const { source } = descriptor.header;
+    const { source, nclones, isolated } = descriptor.header;
+    this.#record({ state: 'launching', nclones, isolated });
     // Not waited for here: the device state is read meanwhile, and whatever touches memory waits in the memtap.
-    const attached = memtap.attach({
-      sources: [{ address: source.address, port: source.port }],
-      key: Buffer.from(source.keyHex, 'hex'),
-      presence: descriptor.presence,
-      prefetch: descriptor.header.prefetch,
-    });
-    attached.catch(() => undefined); // every clone that is launched reports it; there may be none any more
+    const attached = this.#multicastAddress.then((multicastAddress) =>
+      memtap.attach({
+        sources: [{ address: source.address, port: source.port }],
+        key: Buffer.from(source.keyHex, 'hex'),
+        multicastAddress,
+        presence: descriptor.presence,
+        prefetch: descriptor.header.prefetch,
+      }),
+    );
+    // What forks of these clones are read over.
+    const kept = writeFile(this.#presencePath, descriptor.presence, { mode: 0o600 });
+    const ready = Promise.all([attached, kept]);
+    ready.catch(() => undefined); // every clone that is launched reports it; there may be none any more
     const results = this.#request.clones.map(async ({ vmid }) => {
       const clone = this.clones.get(vmid);
       if (!clone) return { vmid, ok: false, reason: this.#failures.get(vmid) ?? 'it was never prepared' };
       try {
-        await Promise.all([attached, clone.launch(descriptor)]);
+        await Promise.all([ready, this.moved ? this.#arrive(clone, descriptor) : clone.launch(descriptor)]);
         return { vmid, ok: true };
       } catch (thrown) {
+        this.#arrived = false;
         const reason = this.#sourceLost ?? toSnowflockError(thrown).message;
-        this.#context.log.warn(
-          { clusterid: this.clusterid, vmid, ticket: this.ticket, reason },
-          'clone failed to start',
-        );
+        this.#log.warn({ vmid, reason }, 'clone failed to start');
         clone.status = 'lost';
         await this.#remove(clone);
         return { vmid, ok: false, reason };
       }
     });
-    return { clones: await Promise.all(results) };
+    const clones = await Promise.all(results);
+    if (!this.moved) this.#forkPoint.keep(descriptor);
+    this.#note({ state: 'launched' });
+    return { clones };
+  }
+
+  /** From the commit on it is here: the next sfld, too, lets it go on. */
+  async #arrive(clone: CloneVm, descriptor: Descriptor): Promise<void> {
+    await clone.arrive(descriptor, () => {
+      this.#record({ state: 'launched' });
+      this.#arrived = true;
+    });
+    this.#tellArrival();
+  }
+
+  #tellArrival(): void {
+    const report = { clusterid: this.clusterid, fetched: false };
+    const told = this.#context.reports.migration(this.#context.host, this.ticket, report);
+    void told.then(() => {
+      for (const clone of this.clones.values()) clone.admit();
+    });
+  }
+
+  /** Puts a clone back to its fork point. Pages that any clone of it has touched are in this host's page cache: they are not fetched again. */
+  async reset(vmid: number): Promise<void> {
+    await this.#prepared;
+    const clone = this.clones.get(vmid);
+    if (!clone || clone.exit || clone.status !== 'running')
+      throw new SnowflockError('no-such-vm', `VM ${this.clusterid}:${vmid} does not run here`);
+    if (this.moved)
+      throw new SnowflockError(
+        'unavailable',
+        `VM ${this.clusterid}:${vmid} was migrated, and its fork point did not come along; it cannot be reset`,
+      );
+    await this.#resets.reset(clone);
+  }
+
+  async #restart(vmid: number, old: CloneVm): Promise<CloneVm> {
+    const [memtap, network] = [this.#memtap, this.#network];
+    const asked = this.#request.clones.find((each) => each.vmid === vmid);
+    const wanted = !this.#disposed && this.#sourceLost === null && this.clones.get(vmid) === old;
+    if (!wanted || !asked || !memtap || !network)
+      throw new SnowflockError('vm-failed', this.#sourceLost ?? 'it was ended meanwhile');
+    // from here on its end is nobody's loss
+    this.clones.delete(vmid);
+    await old[Symbol.asyncDispose]();
+    this.#forget(vmid);
+    await network.addTap({ vmid });
+    try {
+      const fresh = await CloneVm.prepare(this.#context, this.#cloneOptions(asked, { memtap, network }));
+      this.#ownClone(fresh);
+      return fresh;
+    } catch (error) {
+      await this.#context.networks.detach(old.ref);
+      throw error;
+    }
+  }
+
+  async #resetFailed(ref: VmRef, clone: CloneVm | null, reason: string): Promise<void> {
+    const now = clone ?? this.clones.get(ref.vmid);
+    if (now) {
+      now.status = 'lost';
+      await this.#remove(now);
+    }
+    if (!this.#disposed)
+      void this.#context.reports.ended(ref, { how: 'lost', reason: this.#sourceLost ?? reason });
+  }
+
+  /** Because sfmd says so: nobody is told of its end. Idempotent, and no error for a clone of another ticket. */
+  async destroyClone(vmid: number): Promise<void> {
+    await Promise.allSettled([this.#prepared]);
+    // Twice: a reset that this cuts short may have come as far as a new one.
+    for (const wait of [null, this.#resets.over(vmid)]) {
+      await wait;
+      const clone = this.clones.get(vmid);
+      if (clone) await this.#remove(clone);
+    }
+  }
+
+  /** What its memtap counts; null when it does not say. */
+  stats(): Promise<MemtapStats | null> {
+    return this.#replication();
   }
 
   async records(): Promise<CloneRecord[]> {
@@ -96,114 +321,308 @@ export class CloneGroup implements AsyncDisposable {
     return [...this.clones.values()].map((clone) => fullRecord(clone, replication));
   }
 
+  keep(kept: Kept): void {
+    kept.directories.add(this.#directory);
+    kept.clusters.add(this.clusterid);
+    if (this.#memtap) kept.pids.add(this.#memtap.pid);
+    for (const clone of this.clones.values()) clone.keep(kept);
+  }
+
+  /** Lets go of all of it, for the next sfld. */
+  async detach(): Promise<void> {
+    await Promise.allSettled([this.#prepared, this.#resets.over()]);
+    this.#disposed = true;
+    this.#ending.abort();
+    await Promise.all([...this.clones.values()].map((clone) => clone.detach()));
+    this.#memtap?.detach();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#disposed = true;
-    await Promise.allSettled([this.#prepared]);
-    await Promise.all([...this.clones.values()].map((clone) => this.#remove(clone)));
+    this.#ending.abort();
+    await Promise.allSettled([this.#prepared, this.#forkPoint.settled()]);
+    for (const wait of [null, this.#resets.over()]) {
+      await wait;
+      await Promise.all([...this.clones.values()].map((clone) => this.#remove(clone)));
+    }
     await this.#memtap?.[Symbol.asyncDispose]();
     await cleanupMount(join(this.#directory, 'm'));
     await rm(this.#directory, { recursive: true, force: true });
-    if (this.#networkAcquired) await this.#context.networks.release(this.clusterid);
+    if (this.#network) await this.#context.networks.release(this.clusterid);
+    this.#context.journal.remove(this.#entry);
+  }
+
+  /** What is about to be. */
+  #record(change: Partial<GroupEntry>): void {
+    if (this.#disposed) return;
+    this.#entry = { ...this.#entry, ...change };
+    this.#context.journal.put(this.#entry);
+  }
+
+  /** What has been. */
+  #note(change: Partial<GroupEntry>): void {
+    if (this.#disposed) return;
+    this.#entry = { ...this.#entry, ...change };
+    this.#context.journal.note(this.#entry);
+  }
+
+  #cloneOptions(
+    { vmid, vcpus }: PrepareClones['clones'][number],
+    { memtap, network }: { memtap: MemtapProcess; network: ClusterNetwork },
+  ): CloneVmOptions {
+    const { shape, diskBytes, moved } = this.#request;
+    const { ticket, parent } = moved?.origin ?? this.#request;
+    return {
+      ref: { clusterid: this.clusterid, vmid },
+      ...{ ticket, parent, moved: moved !== undefined },
+      shape,
+      vcpus,
+      upstream: { ticket: this.ticket, ramPath: memtap.ramPath, presencePath: this.#presencePath },
+      blankDisk: this.#blank,
+      diskBytes,
+      network,
+      sources: this.#ports.sources,
+      onFork: this.#ports.onFork,
+      onSpawned: (process) =>
+        this.#record({
+          clones: [...this.#entry.clones, { vmid, process, fork: null, exit: null, resetting: false }],
+        }),
+      record: (fork) => this.#recordClone(vmid, { fork }, fork ? 'before' : 'after'),
+      recordExit: (exit) => this.#recordClone(vmid, { exit }),
+    };
+  }
+
+  get #presencePath(): string {
+    return join(this.#directory, 'presence');
+  }
+
+  #recordClone(
+    vmid: number,
+    change: Partial<GroupEntry['clones'][number]>,
+    when: 'before' | 'after' = 'before',
+  ): void {
+    const clones = this.#entry.clones.map((each) => (each.vmid === vmid ? { ...each, ...change } : each));
+    if (when === 'before') this.#record({ clones });
+    else this.#note({ clones });
+  }
+
+  #own(memtap: MemtapProcess): void {
+    this.#memtap = memtap;
+    memtap.onSourceLost(({ reason }) => this.#onSourceLost(reason));
+    void memtap.exited.then(() => this.#onSourceLost('its memtap ended'));
+  }
+
+  #ownClone(clone: CloneVm): void {
+    const { pid, ref } = clone;
+    this.clones.set(ref.vmid, clone);
+    clone.ended
+      .then(async (end) => {
+        await this.#resets.over(ref.vmid);
+        // After a reset it is another one, in the same QEMU.
+        const now = this.clones.get(ref.vmid);
+        if (now?.pid === pid) await this.#onEnd(now, end.byGuest ? 'powered-off' : 'lost', end.reason);
+      })
+      .catch(this.#logFailure(clone));
+    if (this.#sourceLost !== null) clone[Symbol.asyncDispose]().catch(this.#logFailure(clone));
+  }
+
+  async #adopt(): Promise<void> {
+    const { memtap: mark, state, nclones, isolated, clones } = this.#entry;
+    if (!mark || !isRunning(mark))
+      throw new SnowflockError('source-lost', 'its memtap ended while no sfld ran here');
+    const network = await this.#context.networks.acquire(this.clusterid);
+    this.#network = network;
+    const paths = { controlPath: join(this.#directory, 'ctl'), mountPath: join(this.#directory, 'm') };
+    const memtap = await MemtapProcess.attachTo({ pid: mark.pid, ...paths });
+    this.#own(memtap);
+    this.#blank = await this.#makeBlank();
+    const lost: { vmid: number; process: ProcessMark; reason: string }[] = [];
+    const adopted = clones.map(async ({ vmid, process, fork, exit, resetting }) => {
+      const asked = this.#request.clones.find((each) => each.vmid === vmid);
+      if (!asked) return;
+      if (exit) return this.#gone(vmid, process, exitedWith(exit));
+      if (resetting) return lost.push({ vmid, process, reason: 'sfld ended while it was being reset' });
+      const options = this.#cloneOptions(asked, { memtap, network });
+      const launched = state === 'launched';
+      try {
+        this.#ownClone(
+          await CloneVm.adopt(this.#context, options, { mark: process, launched, nclones, isolated, fork }),
+        );
+      } catch (thrown) {
+        lost.push({ vmid, process, reason: toSnowflockError(thrown).message });
+      }
+    });
+    await Promise.all(adopted);
+    if (this.moved && state === 'launched') {
+      this.#arrived = true;
+      this.#tellArrival();
+    }
+    await this.#askForSource();
+    await Promise.all(
+      lost.map(({ vmid, process, reason }) =>
+        this.#gone(vmid, process, { how: 'lost', reason: this.#sourceLost ?? reason }),
+      ),
+    );
+  }
+
+  /** A clone that ended while no sfld ran here, cannot be reached any more, or was exiting. */
+  async #gone(vmid: number, process: ProcessMark, ended: VmEnded): Promise<void> {
+    const ref = { clusterid: this.clusterid, vmid };
+    const { how, reason } = ended;
+    this.#log.warn({ vmid, how, reason }, 'a clone of the last sfld has ended');
+    this.#failures.set(vmid, reason);
+    killProcess(process);
+    await this.#context.networks.detach(ref);
+    const directories = vmDirectories(this.#context, ref);
+    for (const path of [directories.run, directories.state]) await rm(path, { recursive: true, force: true });
+    const told = this.#context.reports.ended(ref, ended);
+    void (how === 'exited' ? told.then(() => this.#forget(vmid)) : this.#forget(vmid));
   }
 
   async #prepare(): Promise<void> {
+    this.#record({});
     const network = await this.#context.networks.acquire(this.clusterid);
-    this.#networkAcquired = true;
+    this.#network = network;
     const { shape, clones, diskBytes } = this.#request;
     const mount = join(this.#directory, 'm');
     await mkdir(mount, { recursive: true, mode: 0o700 });
-    const [memtap] = await Promise.all([
+    const [started, taps, blank] = await Promise.allSettled([
       MemtapProcess.start({
         controlPath: join(this.#directory, 'ctl'),
         mountPath: mount,
         ramBytes: shape.memoryMib * 2 ** 20,
         diskBytes,
         logPath: join(this.#context.runDir, 'memtap.log'),
+        subject: { clusterid: this.clusterid, ticket: this.ticket },
       }),
       network.addTaps(clones),
+      this.#makeBlank(),
     ]);
-    this.#memtap = memtap;
-    memtap.onSourceLost(({ reason }) => this.#onSourceLost(reason));
-    void memtap.exited.then(() => this.#onSourceLost('its memtap ended'));
+    // owned first: whatever fails after it, the group's end ends it
+    if (started.status === 'fulfilled') this.#own(started.value);
+    for (const part of [started, taps, blank]) if (part.status === 'rejected') throw part.reason;
+    if (blank.status === 'fulfilled') this.#blank = blank.value;
+    const memtap = this.#memtap;
+    if (!memtap) throw new SnowflockError('internal', 'a memtap that has started is owned');
+    this.#record({ memtap: markProcess(memtap.pid) });
+    void this.#connectAhead(memtap);
     const waiting = [...clones];
     const starter = async (): Promise<void> => {
       for (let next = waiting.shift(); next && !this.#disposed; next = waiting.shift()) {
-        const { vmid, vcpus } = next;
         try {
-          const clone = await CloneVm.prepare(this.#context, {
-            ref: { clusterid: this.clusterid, vmid },
-            ticket: this.ticket,
-            shape,
-            vcpus,
-            ramFile: memtap.ramPath,
-            diskFile: diskBytes > 0 ? memtap.diskPath : null,
-            diskBytes,
-            network,
-          });
-          this.clones.set(vmid, clone);
-          clone.ended
-            .then((end) => this.#onEnd(clone, end.exitCode === 0 ? 'powered-off' : 'lost', end.reason))
-            .catch(this.#logFailure(clone));
+          const options = this.#cloneOptions(next, { memtap, network });
+          this.#ownClone(await CloneVm.prepare(this.#context, options));
         } catch (thrown) {
-          this.#failures.set(vmid, toSnowflockError(thrown).message);
+          this.#failures.set(next.vmid, toSnowflockError(thrown).message);
         }
       }
     };
     await Promise.all(Array.from({ length: STARTS_AT_ONCE }, starter));
+    this.#record({ state: 'prepared' });
+  }
+
+  /** What the disks of its clones are copies of. */
+  async #makeBlank(): Promise<BlankOverlay | null> {
+    const { diskBytes: sizeBytes } = this.#request;
+    if (sizeBytes === 0) return null;
+    const path = join(this.#directory, 'blank.qcow2');
+    const under = { backing: join(this.#directory, 'm', 'disk'), backingFormat: 'raw' as const };
+    await createOverlay({ path, ...under, sizeBytes });
+    return { path, ...under };
+  }
+
+  /** Connects the memtap before there is a fork, so that the fork need not wait for it; launch() does without. */
+  async #connectAhead(memtap: MemtapProcess): Promise<void> {
+    const { host, address, sfldPort } = this.#request.parent;
+    const signal = AbortSignal.any([this.#ending.signal, AbortSignal.timeout(SOURCE_TIMEOUT_MS)]);
+    for (;;) {
+      try {
+        const source = await this.#context.peers.client({ host, address, port: sfldPort }).request({
+          method: 'GET',
+          path: `/v1/sources/${this.ticket}/pages`,
+          reply: PageSourceReply,
+          timeoutMs: SOURCE_TIMEOUT_MS,
+          signal,
+        });
+        const { port, keyHex, prefetch } = source;
+        const sources = [{ address: source.address, port }];
+        const multicastAddress = await this.#multicastAddress;
+        return await memtap.connect({ sources, key: Buffer.from(keyHex, 'hex'), multicastAddress, prefetch });
+      } catch (error) {
+        if (toSnowflockError(error).code !== 'no-such-ticket' || signal.aborted) {
+          this.#log.debug({ err: error }, 'not connected ahead of the fork');
+          return;
+        }
+      }
+      await sleep(SOURCE_RETRY_MS, undefined, { signal }).catch(() => undefined);
+    }
   }
 
   #onSourceLost(reason: string): void {
     if (this.#disposed || this.#sourceLost !== null) return;
     this.#sourceLost = `the parent's memory can no longer be fetched: ${reason}`;
-    this.#context.log.error(
-      { clusterid: this.clusterid, ticket: this.ticket, reason },
-      'source lost; its clones end',
-    );
+    this.#log.error({ reason }, 'source lost; its clones end');
     for (const clone of this.clones.values()) clone[Symbol.asyncDispose]().catch(this.#logFailure(clone));
+  }
+
+  /** A clone whose memory cannot be fetched dies of it, and that may be seen before the memtap has said why. */
+  async #askForSource(): Promise<void> {
+    const said = await this.#replication();
+    if (said !== null && said.sourceLost !== null) this.#onSourceLost(said.sourceLost);
   }
 
   /** A clone ended by itself, by ic_exit, or with its source: frees what it held here and tells sfmd. */
   async #onEnd(clone: CloneVm, how: VmEnded['how'], reason: string): Promise<void> {
     const launched = clone.status === 'running';
-    if (this.#disposed || !this.clones.has(clone.ref.vmid)) return;
+    const goes = (): boolean => this.#disposed || this.clones.get(clone.ref.vmid) !== clone;
+    if (goes()) return;
+    if (how === 'lost' && !clone.exit) await this.#askForSource();
+    if (goes()) return;
     if (!launched) {
       // Not redeemed yet, or launch() reports it.
       this.#failures.set(clone.ref.vmid, this.#sourceLost ?? reason);
       if (clone.status === 'preparing') await this.#remove(clone);
       return;
     }
-    const ended: VmEnded = clone.exitCalled
-      ? { how: 'exited', reason: 'ic_exit' }
+    const ended: VmEnded = clone.exit
+      ? exitedWith(clone.exit)
       : { how: this.#sourceLost === null ? how : 'lost', reason: this.#sourceLost ?? reason };
     clone.status = ended.how === 'lost' ? 'lost' : 'exited';
     await this.#remove(clone);
-    try {
-      await this.#context.masterDaemon.request({
-        method: 'POST',
-        path: `/v1/clusters/${this.clusterid}/vms/${clone.ref.vmid}/ended`,
-        body: ended,
-        reply: NoReply,
-        timeoutMs: REPORT_TIMEOUT_MS,
-      });
-    } catch (error) {
-      this.#context.log.error(
-        { vm: formatVmRef(clone.ref), err: error },
-        'sfmd could not be told of the end of a clone',
-      );
-    }
+    await this.#context.reports.ended(clone.ref, ended);
+    this.#forget(clone.ref.vmid);
+  }
+
+  /** It is not in the journal any more. */
+  #forget(vmid: number): void {
+    this.#note({ clones: this.#entry.clones.filter((each) => each.vmid !== vmid) });
   }
 
   /** For what nobody waits for: what stays behind goes with the cluster, or with the next start of sfld. */
   #logFailure(clone: CloneVm): (error: unknown) => void {
     return (error) =>
-      this.#context.log.error({ vm: formatVmRef(clone.ref), err: error }, 'a clone could not be cleaned up');
+      this.#log.error({ vmid: clone.ref.vmid, err: error }, 'a clone could not be cleaned up');
   }
 
   async #remove(clone: CloneVm): Promise<void> {
     this.clones.delete(clone.ref.vmid);
     const replication = await this.#replication();
+    if (replication) this.#noteDeafness(replication);
     await clone[Symbol.asyncDispose]();
-    this.#onGone(fullRecord(clone, replication));
+    // The next sfld, too, would tell sfmd what it exited with.
+    if (!clone.exit) this.#forget(clone.ref.vmid);
+    this.#ports.onGone(fullRecord(clone, replication));
+  }
+
+  /** Of a fork that multicast was to serve, and did not. Its memtap had from the ticket to the end of a clone to hear something. */
+  #noteDeafness({ multicast }: MemtapStats): void {
+    if (multicast === null || multicast.hears || this.#saidDeaf) return;
+    this.#saidDeaf = true;
+    const { multicastHost } = this.#request;
+    this.#log.info(
+      { multicastHost },
+      'no multicast reached this host; its clones had their pages by unicast',
+    );
   }
 
   async #replication(): Promise<MemtapStats | null> {
@@ -211,7 +630,7 @@ export class CloneGroup implements AsyncDisposable {
     try {
       return (await this.#memtap?.stats()) ?? null;
     } catch (error) {
-      this.#context.log.debug({ ticket: this.ticket, err: error }, 'the memtap gave no figures');
+      this.#log.debug({ err: error }, 'the memtap gave no figures');
       return null;
     }
   }

@@ -1,9 +1,14 @@
-// The private networks of the clusters that have a VM on this host: opened by the first, closed after the last.
+// The private networks of the clusters that have a VM on this host: opened by the first, closed after the last. While there is
+// any, VXLAN is filtered to the hosts of the system.
 //
-// Invariant: of one cluster, nothing is opened while it is still being closed: the devices have the same names.
+// Invariants: of one cluster, nothing is opened while it is still being closed: the devices have the same names; a network that
+// was acquired is behind the filter.
 
 import { ClusterNetwork, type ClusterNetworkOptions } from '@snowflock/network';
+import { SnowflockError, type VmRef } from '@snowflock/protocol';
 import type { Log } from '../log.ts';
+import type { Routers } from './routers.ts';
+import { kernelFilter, VxlanFilter, type FilterTools } from './vxlan-filter.ts';
 
 interface Entry {
   users: number;
@@ -14,19 +19,43 @@ export class ClusterNetworks {
   readonly #localAddress: string;
   readonly #log: Log;
   readonly #open: (options: ClusterNetworkOptions) => Promise<ClusterNetwork>;
+  readonly #routers: Pick<Routers, 'start' | 'end'>;
   readonly #entries = new Map<number, Entry>();
   readonly #closing = new Map<number, Promise<void>>();
-  #peers: readonly string[] = [];
+  readonly #filter: VxlanFilter;
+  /** Null until sfmd has told. */
+  #peers: readonly string[] | null = null;
 
-  /** `open`: for tests. */
+  /** `open`, `filter`: for tests. */
   constructor(options: {
     readonly localAddress: string;
     readonly log: Log;
+    readonly routers: Pick<Routers, 'start' | 'end'>;
     readonly open?: (options: ClusterNetworkOptions) => Promise<ClusterNetwork>;
+    readonly filter?: FilterTools;
   }) {
     this.#localAddress = options.localAddress;
     this.#log = options.log;
+    this.#routers = options.routers;
     this.#open = options.open ?? ((network) => ClusterNetwork.open(network));
+    this.#filter = new VxlanFilter(options.filter ?? kernelFilter(options.localAddress), () =>
+      this.#entries.size + this.#closing.size > 0 ? { hosts: this.#peers } : 'none',
+    );
+  }
+
+  /** Connects a VM with its cluster: its tap goes up, and where the master VM is there is the router. */
+  async attach({ clusterid, vmid }: VmRef): Promise<void> {
+    const network = await this.#entries.get(clusterid)?.opened;
+    if (!network) throw new SnowflockError('internal', `cluster ${clusterid} has no network on this host`);
+    await network.attachTap({ vmid });
+    if (vmid === 0) this.#routers.start(clusterid);
+  }
+
+  /** The other way: of a VM that ends, or goes. Idempotent. */
+  async detach({ clusterid, vmid }: VmRef): Promise<void> {
+    const network = await this.#entries.get(clusterid)?.opened;
+    if (vmid === 0) await this.#routers.end(clusterid);
+    await network?.removeTap({ vmid });
   }
 
   /** Pair with `release`. */
@@ -37,12 +66,11 @@ export class ClusterNetworks {
       this.#entries.set(clusterid, entry);
     }
     entry.users += 1;
-    try {
-      return await entry.opened;
-    } catch (error) {
-      await this.release(clusterid);
-      throw error;
-    }
+    // At the same time: until it is handed out nothing is on its bridge that a stranger's frame could reach.
+    const [opened, filtered] = await Promise.allSettled([entry.opened, this.#filter.sync()]);
+    if (opened.status === 'fulfilled' && filtered.status === 'fulfilled') return opened.value;
+    await this.release(clusterid);
+    throw opened.status === 'rejected' ? opened.reason : (filtered as PromiseRejectedResult).reason;
   }
 
   async release(clusterid: number): Promise<void> {
@@ -55,14 +83,17 @@ export class ClusterNetworks {
       await closed;
     } finally {
       if (this.#closing.get(clusterid) === closed) this.#closing.delete(clusterid);
+      await this.#syncFilter();
     }
   }
 
   /** The other hosts of the system, as sfmd told them. */
   async setPeers(addresses: readonly string[]): Promise<void> {
     const others = addresses.filter((address) => address !== this.#localAddress);
-    if (others.join() === this.#peers.join()) return;
+    const isNews = others.join() !== this.#peers?.join();
     this.#peers = others;
+    await this.#syncFilter(); // also the change that failed the last time
+    if (!isNews) return;
     for (const [clusterid, entry] of this.#entries) {
       try {
         await (await entry.opened).setPeers(others);
@@ -72,6 +103,14 @@ export class ClusterNetworks {
           'the cluster network could not take up the new list of hosts',
         );
       }
+    }
+  }
+
+  async #syncFilter(): Promise<void> {
+    try {
+      await this.#filter.sync();
+    } catch (error) {
+      this.#log.warn({ err: error }, 'the filter of VXLAN could not be changed; it is as it was');
     }
   }
 

@@ -1,10 +1,18 @@
 // What every part of one sfld shares; made once in run.ts.
 
-import type { ControlClient } from '@snowflock/protocol';
+import { join } from 'node:path';
+import type { ControlClient, VmRef } from '@snowflock/protocol';
 import type { Accel } from '@snowflock/vm';
 import type { Log } from '../log.ts';
+import type { CheckpointStore } from './checkpoint-store.ts';
 import type { ClusterNetworks } from './cluster-networks.ts';
+import type { Journal } from './journal.ts';
+import type { SfldMetrics } from './metrics.ts';
 import type { Peers } from './peers.ts';
+import type { ReportTurn } from './report-turn.ts';
+import type { Reports } from './reports.ts';
+import type { Routers } from './routers.ts';
+import type { ResultStore } from './result-store.ts';
 
 export interface HostContext {
   readonly host: string;
@@ -19,12 +27,28 @@ export interface HostContext {
   readonly masterDaemon: ControlClient;
   readonly peers: Peers;
   readonly networks: ClusterNetworks;
+  readonly routers: Routers;
+  readonly journal: Journal;
+  readonly checkpoints: CheckpointStore;
+  readonly reports: Reports;
+  readonly results: ResultStore;
+  readonly reportTurn: ReportTurn;
   readonly log: Log;
+  readonly metrics: SfldMetrics;
 }
 
 /** CLOCK_MONOTONIC in ms: the same clock in every process of one machine, so that the times of a lab's hosts compare. */
 export function monotonicMs(): number {
   return Number(process.hrtime.bigint()) / 1e6;
+}
+
+/** Where a VM's sockets are, and where its disk is. */
+export function vmDirectories(
+  context: { readonly runDir: string; readonly stateDir: string },
+  ref: VmRef,
+): { run: string; state: string } {
+  const name = `${ref.clusterid}-${ref.vmid}`;
+  return { run: join(context.runDir, 'v', name), state: join(context.stateDir, 'vms', name) };
 }
 
 /** A ticket's directory name: its first group; unix socket paths are short. */

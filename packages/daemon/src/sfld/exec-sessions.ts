@@ -23,6 +23,15 @@ export class ExecSessions {
     this.#link = link;
   }
 
+  /** Ids that the guest may know. */
+  get usedIds(): number {
+    return this.#nextId - 1;
+  }
+
+  set usedIds(used: number) {
+    this.#nextId = used + 1;
+  }
+
   /** Serves one client connection until it closes; it may run commands one after another or at once. */
   serve(client: Duplex): void {
     const decoder = new GuestFrameDecoder();
@@ -35,6 +44,8 @@ export class ExecSessions {
       }
     });
     client.on('error', () => client.destroy());
+    // Connections of an HTTP server stay half open by themselves; a client that says no more has gone.
+    client.on('end', () => client.destroy());
     client.on('close', () => {
       for (const id of own.values()) this.#abandon(id);
     });
@@ -42,14 +53,14 @@ export class ExecSessions {
 
   fromGuest(frame: GuestFrame): void {
     const session = this.#sessions.get(frame.id);
-    if (!session) return;
-    if (session.gone) {
-      // Nobody reads it, but the command must not block on its output before the signal reaches it.
+    if (!session || session.gone) {
+      // Nobody reads it, but the command must not block on its output: before the signal reaches it, or where it came along from another host.
       if (frame.type === GuestFrameType.execOut && frame.payload.length > 1) {
         const credit = Buffer.alloc(4);
         credit.writeUInt32LE(frame.payload.length - 1);
         this.#link.send({ type: GuestFrameType.execCredit, id: frame.id, payload: credit });
       }
+      if (!session) return;
     } else {
       session.client.write(
         encodeGuestFrame({ type: frame.type, id: session.clientId, payload: frame.payload }),

@@ -1,6 +1,6 @@
-// The parent's side of one ticket: the memserver that will own the frozen memory and disk of the fork.
+// The forking VM's side of one ticket: the memserver that will own the frozen memory and disk of the fork.
 //
-//   preparing ──▶ ready ──freeze──▶ serving ──dispose──▶ gone
+//   preparing ──▶ ready ──freeze──▶ serving ──dispose──▶ gone        ready or serving: adopted by the next sfld
 //
 // Prepared when the ticket is granted, so that a fork does not wait for a process to start.
 
@@ -8,38 +8,117 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { PAGE_KEY_BYTES, SnowflockError } from '@snowflock/protocol';
-import { MemserverProcess, type MemserverStats } from '@snowflock/replication';
-import type { FrozenVm, RamRange } from '@snowflock/vm';
-import { ticketDirectory, type HostContext } from './context.ts';
+import { MemserverProcess, type KeepOptions, type MemserverStats } from '@snowflock/replication';
+import { isRunning, markProcess, type FrozenVm, type RamRange } from '@snowflock/vm';
+import { ticketDirectory, vmDirectories, type HostContext } from './context.ts';
+import type { SourceEntry } from './journal.ts';
+import { multicastAddressOf } from './multicast-address.ts';
+import type { Kept } from './sweep.ts';
+
+export interface ForkSourceOptions {
+  readonly ticket: string;
+  readonly clusterid: number;
+  readonly owner: number;
+  readonly upstream: string | null;
+  /** Hosts that may have the key; all if not said. */
+  readonly targets?: string[] | null | undefined;
+  /** Of this host; absent: pages go by unicast. */
+  readonly multicastHost?: string | undefined;
+}
+
+/** What a clone was itself cloned with, on its host. */
+export interface Upstream {
+  readonly ticket: string;
+  /** The file that its memtap serves. */
+  readonly ramPath: string;
+  /** Which pages that snapshot has. */
+  readonly presencePath: string;
+}
 
 export class ForkSource implements AsyncDisposable {
   readonly ticket: string;
   readonly clusterid: number;
+  /** vmid of the VM that forks. */
+  readonly owner: number;
+  /** The ticket that it was itself cloned with: the snapshot is read from that one's memtap. Null: it is a master VM. */
+  readonly upstream: string | null;
   /** Proves to memserver and memtaps that the other belongs to this fork. */
-  readonly key = randomBytes(PAGE_KEY_BYTES);
+  readonly key: Buffer;
   readonly leasePath: string;
+  readonly #context: HostContext;
   readonly #directory: string;
   readonly #memserver: Promise<MemserverProcess>;
+  readonly #multicastHost: string | undefined;
+  #entry: SourceEntry;
+  /** Of one that was adopted: its VM may have gone to another host, and then the frozen copy is nobody's child. */
+  #frozenPid: number | null = null;
 
-  constructor(context: HostContext, options: { ticket: string; clusterid: number }) {
-    this.ticket = options.ticket;
-    this.clusterid = options.clusterid;
-    this.#directory = join(context.runDir, 's', ticketDirectory(options.ticket));
+  private constructor(context: HostContext, entry: SourceEntry, multicastHost?: string) {
+    this.#multicastHost = multicastHost;
+    this.#context = context;
+    this.#entry = entry;
+    this.ticket = entry.ticket;
+    this.clusterid = entry.clusterid;
+    this.owner = entry.owner;
+    this.upstream = entry.upstream;
+    this.key = Buffer.from(entry.keyHex, 'hex');
+    this.#directory = join(context.runDir, 's', ticketDirectory(entry.ticket));
     this.leasePath = join(this.#directory, 'lease');
-    this.#memserver = this.#start(context);
+    this.#memserver = entry.memserver ? this.#adopt(entry.memserver) : this.#start();
     this.#memserver.catch(() => undefined); // reported by whoever forks; until then nobody waits
   }
 
-  async #start(context: HostContext): Promise<MemserverProcess> {
+  static prepare(context: HostContext, options: ForkSourceOptions): ForkSource {
+    const { targets = null, multicastHost, ...of } = options;
+    const keyHex = randomBytes(PAGE_KEY_BYTES).toString('hex');
+    const entry: SourceEntry = { kind: 'source', ...of, targets, keyHex, memserver: null };
+    return new ForkSource(context, entry, multicastHost);
+  }
+
+  /** Takes over what the sfld before this one had. Throws when its memserver is gone. */
+  static async adopt(context: HostContext, entry: SourceEntry): Promise<ForkSource> {
+    if (!entry.memserver || !isRunning(entry.memserver))
+      throw new SnowflockError('source-lost', 'its memserver ended while no sfld ran here');
+    const source = new ForkSource(context, entry);
+    await source.ready();
+    source.#frozenPid = (await source.stats())?.frozenPid ?? null;
+    return source;
+  }
+
+  async #start(): Promise<MemserverProcess> {
+    this.#context.journal.put(this.#entry);
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     const memserver = await MemserverProcess.start({
       controlPath: join(this.#directory, 'ctl'),
       leasePath: this.leasePath,
-      listenAddress: context.address,
-      logPath: join(context.runDir, 'memserver.log'),
+      listenAddress: this.#context.address,
+      logPath: join(this.#context.runDir, 'memserver.log'),
+      subject: { clusterid: this.clusterid, ticket: this.ticket },
     });
-    await memserver.configure({ key: this.key });
-    return memserver;
+    try {
+      const multicastAddress = await multicastAddressOf(this.#context, this.#multicastHost);
+      await memserver.configure({ key: this.key, multicastAddress });
+      const mark = markProcess(memserver.pid);
+      if (mark) {
+        this.#entry = { ...this.#entry, memserver: { ...mark, port: memserver.port } };
+        this.#context.journal.put(this.#entry);
+      }
+      return memserver;
+    } catch (error) {
+      await memserver[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  #adopt(memserver: NonNullable<SourceEntry['memserver']>): Promise<MemserverProcess> {
+    const { pid, port } = memserver;
+    const controlPath = join(this.#directory, 'ctl');
+    return MemserverProcess.attachTo({ pid, port, controlPath, leasePath: this.leasePath });
+  }
+
+  /** Hosts that may have the key; null: all. */
+  get targets(): readonly string[] | null {
+    return this.#entry.targets;
   }
 
   async ready(): Promise<MemserverProcess> {
@@ -48,8 +127,8 @@ export class ForkSource implements AsyncDisposable {
 
   /** Takes over the frozen process. Returns where it is served and which of its pages exist. */
   async serve(
-    frozen: FrozenVm,
-    options: { ram: RamRange; diskBytes: number },
+    frozen: Pick<FrozenVm, 'process' | 'disk'>,
+    options: { ram: RamRange; diskBytes: number; upstream: Upstream | null },
   ): Promise<{ port: number; presence: Buffer; presentPages: number }> {
     const memserver = await this.#memserver;
     const { presence, presentPages } = await memserver.freeze({
@@ -57,6 +136,9 @@ export class ForkSource implements AsyncDisposable {
       ramRanges: [{ start: options.ram.start.toString(16), length: options.ram.length }],
       ...(frozen.disk
         ? { disk: { format: 'qcow2' as const, path: frozen.disk.path, sizeBytes: options.diskBytes } }
+        : {}),
+      ...(options.upstream
+        ? { upstream: { ramPath: options.upstream.ramPath, presencePath: options.upstream.presencePath } }
         : {}),
     });
     return { port: memserver.port, presence, presentPages };
@@ -72,6 +154,13 @@ export class ForkSource implements AsyncDisposable {
     }
   }
 
+  /** Copies what a memtap of this host serves to files, and serves it from there. */
+  async keepHere(files: KeepOptions): Promise<{ port: number }> {
+    const memserver = await this.#memserver;
+    await memserver.keep(files);
+    return { port: memserver.port };
+  }
+
   async stats(): Promise<MemserverStats | null> {
     try {
       return await (await this.#memserver).stats();
@@ -81,9 +170,25 @@ export class ForkSource implements AsyncDisposable {
     }
   }
 
+  keep(kept: Kept): void {
+    if (this.#entry.memserver) kept.pids.add(this.#entry.memserver.pid);
+    if (this.#frozenPid !== null) kept.pids.add(this.#frozenPid);
+    kept.directories.add(this.#directory);
+    // Its VM may have gone to another host; what it forked is read from its disk.
+    const owner = { clusterid: this.clusterid, vmid: this.owner };
+    kept.directories.add(vmDirectories(this.#context, owner).state);
+  }
+
+  /** Lets go of it, for the next sfld. */
+  async detach(): Promise<void> {
+    const [started] = await Promise.allSettled([this.#memserver]);
+    if (started.status === 'fulfilled') started.value.detach();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     const [started] = await Promise.allSettled([this.#memserver]);
     if (started.status === 'fulfilled') await started.value[Symbol.asyncDispose]();
     await rm(this.#directory, { recursive: true, force: true });
+    this.#context.journal.remove(this.#entry);
   }
 }

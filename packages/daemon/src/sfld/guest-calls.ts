@@ -1,6 +1,8 @@
 // What a guest may ask for: one line of text (docs/guest-channel.md), answered by sfmd on behalf of exactly this VM.
 // The cluster and vmid come from the channel that the line arrived on, never from the line.
+// A call survives a restart of sfmd: it is asked again (ask-master.ts).
 
+import { randomUUID } from 'node:crypto';
 import {
   formatVmRef,
   NoReply,
@@ -13,8 +15,12 @@ import {
   toSnowflockError,
   type ControlClient,
   type ControlRequest,
+  type ErrorCode,
   type VmRef,
 } from '@snowflock/protocol';
+import { askMaster } from './ask-master.ts';
+import type { IncomingBytes } from './call-bytes.ts';
+import { statusWord, waitClones, waitWords, type GuestReply, type WaitFor } from './guest-results.ts';
 
 /** What sfmd answers from what it knows. */
 const ANSWER_TIMEOUT_MS = 10_000;
@@ -28,10 +34,30 @@ const MESSAGE_MAX = 2_000;
 export interface GuestCallHandlers {
   readonly vm: VmRef;
   readonly masterDaemon: ControlClient;
-  /** Forks; resolves to how many clones run. Master VM only. */
+  /** Forks; resolves to how many clones run. */
   readonly cloneMaster: (ticket: string, callId: number) => Promise<number>;
   /** Destroys this VM. Clone only. */
-  readonly exit: () => Promise<void>;
+  readonly exit: (call: ExitCall) => Promise<void>;
+  /** Of the clones that this VM forked. */
+  readonly results: WaitFor['results'];
+  readonly host: string;
+  readonly onError: (code: ErrorCode) => void;
+}
+
+/** A call as it comes from the guest. */
+export interface GuestCall {
+  readonly callId: number;
+  /** Its caller is gone. */
+  readonly signal: AbortSignal;
+  /** That follow its line. */
+  readonly bytes: IncomingBytes | null;
+}
+
+export interface ExitCall {
+  readonly status: number;
+  /** Of its result. */
+  readonly bytes: IncomingBytes | null;
+  readonly signal: AbortSignal;
 }
 
 function integer(word: string | undefined, name: string): number {
@@ -60,30 +86,34 @@ export class GuestCalls {
     this.#to = handlers;
   }
 
-  /** The reply line to a call line; never rejects. */
-  async answer(line: string, call: { callId: number; signal: AbortSignal }): Promise<string> {
+  /** The reply to a call; never rejects. */
+  async answer(line: string, call: GuestCall): Promise<GuestReply> {
     try {
-      return await this.#dispatch(line, call);
+      const reply = await this.#dispatch(line, call);
+      return typeof reply === 'string' ? { text: reply } : reply;
     } catch (thrown) {
       const error = toSnowflockError(thrown);
-      return `err ${error.code} ${error.message.replace(/\s+/g, ' ').slice(0, MESSAGE_MAX)}`;
+      this.#to.onError(error.code);
+      const message = error.message.replace(/[\s\p{Cc}]+/gu, ' ').slice(0, MESSAGE_MAX);
+      return { text: `err ${error.code} ${message}` };
     }
   }
 
-  async #dispatch(
-    line: string,
-    { callId, signal }: { callId: number; signal: AbortSignal },
-  ): Promise<string> {
+  async #dispatch(line: string, { callId, signal, bytes }: GuestCall): Promise<string | GuestReply> {
     const [verb = '', ...words] = line.trim().split(' ');
-    const cluster = `/v1/clusters/${this.#to.vm.clusterid}`;
+    if (bytes && verb !== 'ic_exit')
+      throw new SnowflockError('bad-request', `no bytes may follow a call of ${verb.slice(0, 40)}`);
+    const { clusterid, vmid } = this.#to.vm;
+    const cluster = `/v1/clusters/${clusterid}`;
+    // Who asks, for sfmd: a VM may only use its own tickets.
+    const as = `?vm=${vmid}`;
     switch (verb) {
       case 'request_clone_ticket':
         return this.#requestTicket(words, signal);
       case 'list_tickets': {
-        this.#masterOnly(verb);
         const list = await this.#ask({
           method: 'GET',
-          path: `${cluster}/tickets`,
+          path: `${cluster}/tickets${as}`,
           reply: TicketList,
           signal,
           timeoutMs: ANSWER_TIMEOUT_MS,
@@ -91,7 +121,7 @@ export class GuestCalls {
         return ['ok', 'unused', ...list.unused, 'outstanding', ...list.outstanding].join(' ');
       }
       case 'read_ticket_info': {
-        const path = `${cluster}/tickets/${ticketWord(words[0])}`;
+        const path = `${cluster}/tickets/${ticketWord(words[0])}${as}`;
         const timeoutMs = ANSWER_TIMEOUT_MS;
         const info = await this.#ask({ method: 'GET', path, reply: TicketInfo, signal, timeoutMs });
         return ['ok', info.ticket, ...info.clones.map((clone) => `${clone.vmid}:${clone.processors}`)].join(
@@ -99,28 +129,30 @@ export class GuestCalls {
         );
       }
       case 'dispose_ticket':
-        this.#masterOnly(verb);
         await this.#ask({
           method: 'DELETE',
-          path: `${cluster}/tickets/${ticketWord(words[0])}`,
+          path: `${cluster}/tickets/${ticketWord(words[0])}${as}`,
           reply: NoReply,
           signal,
+          done: ['ticket-disposed'],
         });
         return 'ok';
       case 'clone_master':
-        this.#masterOnly(verb);
-        return `ok ${await this.#to.cloneMaster(ticketWord(words[0]), callId)} 0`;
+        // The seed policy is the agent's affair, who tells it to the clone's hooks.
+        if (words[1] !== undefined && words[1] !== 'same')
+          throw new SnowflockError(
+            'bad-request',
+            `after the ticket may come 'same', not '${words[1].slice(0, 40)}'`,
+          );
+        return `ok ${await this.#to.cloneMaster(ticketWord(words[0]), callId)} ${vmid}`;
       case 'merge_master':
       case 'ic_kill': {
-        this.#masterOnly(verb);
-        const path =
-          words[0] === '*' ? `${cluster}/merge` : `${cluster}/tickets/${ticketWord(words[0])}/merge`;
-        await this.#ask({ method: 'POST', path, reply: NoReply, signal });
+        const which = words[0] === '*' ? '' : `/tickets/${ticketWord(words[0])}`;
+        await this.#ask({ method: 'POST', path: `${cluster}${which}/merge${as}`, reply: NoReply, signal });
         return 'ok';
       }
       case 'ic_join': {
-        this.#masterOnly(verb);
-        const path = `${cluster}/tickets/${ticketWord(words[0])}/join`;
+        const path = `${cluster}/tickets/${ticketWord(words[0])}/join${as}`;
         await this.#ask({ method: 'POST', path, reply: NoReply, signal, timeoutMs: BLOCKING_TIMEOUT_MS });
         return 'ok';
       }
@@ -130,11 +162,28 @@ export class GuestCalls {
             'not-clone',
             'ic_exit ends a clone; this is the master VM, use shutdown_cluster',
           );
-        await this.#to.exit();
+        if (words.length > (bytes ? 2 : 1) || (bytes && words.length < 2))
+          throw new SnowflockError('bad-request', 'ic_exit takes STATUS, and +BYTES for a result');
+        await this.#to.exit({ status: statusWord(words[0]), bytes, signal });
         return 'ok';
+      case 'wait_clones': {
+        const [ticket, ...limits] = words;
+        const options = { signal, timeoutMs: BLOCKING_TIMEOUT_MS };
+        return waitClones(this.#to, ticketWord(ticket), waitWords(limits), options);
+      }
       case 'shutdown_cluster':
-        this.#masterOnly(verb);
-        await this.#ask({ method: 'DELETE', path: `${cluster}?by=guest`, reply: NoReply, signal });
+        if (vmid !== 0)
+          throw new SnowflockError(
+            'not-master',
+            `${verb} may only be called in the master VM; this is ${formatVmRef(this.#to.vm)}`,
+          );
+        await this.#ask({
+          method: 'DELETE',
+          path: `${cluster}?by=guest`,
+          reply: NoReply,
+          signal,
+          done: ['no-such-cluster'],
+        });
         return 'ok';
       default:
         throw new SnowflockError('bad-request', `unknown call '${verb.slice(0, 40)}'`);
@@ -142,12 +191,13 @@ export class GuestCalls {
   }
 
   async #requestTicket(words: string[], signal: AbortSignal): Promise<string> {
-    this.#masterOnly('request_clone_ticket');
     const parsed = TicketRequest.safeParse({
       nclones: integer(words[0], 'nclones'),
       procs: flag(words[1], 'procs'),
       min: Math.max(-1, integer(words[2], 'min')),
       block: flag(words[3], 'block'),
+      // By which the same request is known again when it comes once more, from a guest whose link was lost.
+      requestId: words[4] ?? randomUUID(),
     });
     if (!parsed.success) {
       const issue = parsed.error.issues[0];
@@ -158,7 +208,7 @@ export class GuestCalls {
     }
     const grant = await this.#ask({
       method: 'POST',
-      path: `/v1/clusters/${this.#to.vm.clusterid}/tickets`,
+      path: `/v1/clusters/${this.#to.vm.clusterid}/tickets?vm=${this.#to.vm.vmid}`,
       body: parsed.data,
       reply: TicketGrant,
       signal,
@@ -167,15 +217,13 @@ export class GuestCalls {
     return `ok ${grant.allowed} ${grant.ticket ?? '-'}`;
   }
 
-  #masterOnly(verb: string): void {
-    if (this.#to.vm.vmid !== 0)
-      throw new SnowflockError(
-        'not-master',
-        `${verb} may only be called in the master VM; this is ${formatVmRef(this.#to.vm)}`,
-      );
-  }
-
-  #ask<T>(request: Omit<ControlRequest<T>, 'timeoutMs'> & { readonly timeoutMs?: number }): Promise<T> {
-    return this.#to.masterDaemon.request({ timeoutMs: CALL_TIMEOUT_MS, ...request });
+  #ask<T>({
+    done = [],
+    ...request
+  }: Omit<ControlRequest<T>, 'timeoutMs'> & {
+    readonly timeoutMs?: number;
+    readonly done?: readonly ErrorCode[];
+  }): Promise<T> {
+    return askMaster(this.#to.masterDaemon, { timeoutMs: CALL_TIMEOUT_MS, ...request }, { done });
   }
 }

@@ -2,22 +2,14 @@
 //
 //   starting ──▶ booting ──identified──▶ running ◀──fork──▶ (paused some ms)     any ──end──▶ ended
 //
-// Invariant: one fork at a time; whatever a fork's outcome, the VM runs on.
+// Its forks are in vm-forks.ts.
 
 import { mkdir, rm } from 'node:fs/promises';
-import { join } from 'node:path';
 import {
-  encodeDescriptor,
   formatVmRef,
   guestMac,
   GUEST_MTU,
-  LaunchReply,
-  NoReply,
-  RedeemReply,
   SnowflockError,
-  toSnowflockError,
-  type ForkRecord,
-  type Placement,
   type VmRef,
   type VmShape,
 } from '@snowflock/protocol';
@@ -25,42 +17,24 @@ import {
   AgentLink,
   createOverlay,
   DiskChain,
-  freezeVm,
+  identityFrame,
+  overlayPath,
   QemuProcess,
   vmPaths,
-  type FrozenVm,
-  type RamRange,
 } from '@snowflock/vm';
 import { bootSource, type BootSource } from './boot-source.ts';
-import { monotonicMs, type HostContext } from './context.ts';
-import type { ForkSource } from './fork-source.ts';
+import { monotonicMs, vmDirectories, type HostContext } from './context.ts';
 import { GuestCalls } from './guest-calls.ts';
 import { GuestPort } from './guest-port.ts';
 import { makeIdentity } from './identity.ts';
-import { OWNER_VARIABLE } from './sweep.ts';
+import type { ForkUnderWay, MasterEntry } from './journal.ts';
+import { keepVm, OWNER_VARIABLE, type Kept } from './sweep.ts';
+import { VmForks, type ForkPorts, type VmParts } from './vm-forks.ts';
 
 const AGENT_CONNECT_TIMEOUT_MS = 10_000;
-/** The guest answers in about a ms; a guest that swaps or is being stopped may need long. */
-const HOLD_TIMEOUT_MS = 5_000;
-const REDEEM_TIMEOUT_MS = 10_000;
-/** Clones start in some 100 ms; on a loaded host under emulation in seconds. */
-const LAUNCH_TIMEOUT_MS = 60_000;
-/** 6 MiB sent unasked: what a clone of a small guest needs to answer, with room for larger ones. */
-const WAKE_UP_PAGES_MAX = 1536;
-
-export interface MasterVmParts {
-  readonly qemu: QemuProcess;
-  readonly link: AgentLink;
-  readonly ram: RamRange;
-  readonly disk: DiskChain | null;
-  readonly diskBytes: number;
-}
-
-export interface MasterVmOptions {
+export interface MasterVmOptions extends ForkPorts {
   readonly ref: VmRef;
   readonly shape: VmShape;
-  readonly sources: (ticket: string) => ForkSource | undefined;
-  readonly onFork: (record: ForkRecord) => void;
 }
 
 export class MasterVm implements AsyncDisposable {
@@ -69,30 +43,46 @@ export class MasterVm implements AsyncDisposable {
   readonly startedAtMs = monotonicMs();
   readonly port: GuestPort;
   readonly #context: HostContext;
-  readonly #parts: MasterVmParts;
-  readonly #sources: (ticket: string) => ForkSource | undefined;
-  readonly #onFork: (record: ForkRecord) => void;
-  #forks: Promise<unknown> = Promise.resolve();
-  /** Pages that clones of earlier forks needed first, in that order. */
-  readonly #wakeUp = new Set<number>();
+  readonly #parts: VmParts;
+  readonly forks: VmForks;
+  #entry: MasterEntry;
+  #disposed = false;
 
-  private constructor(context: HostContext, options: MasterVmOptions & { readonly parts: MasterVmParts }) {
+  private constructor(
+    context: HostContext,
+    options: MasterVmOptions & { readonly parts: VmParts; readonly entry: MasterEntry },
+  ) {
     this.#context = context;
+    this.#entry = options.entry;
     this.ref = options.ref;
     this.shape = options.shape;
     this.#parts = options.parts;
-    this.#sources = options.sources;
-    this.#onFork = options.onFork;
+    const { sources, onFork, parts } = options;
+    this.forks = new VmForks(context, {
+      ...{
+        ref: this.ref,
+        shape: this.shape,
+        vcpus: this.shape.vcpus,
+        parts,
+        upstream: null,
+        sources,
+        onFork,
+      },
+      record: (fork) => this.#record(fork),
+    });
     const calls = new GuestCalls({
       vm: this.ref,
       masterDaemon: context.masterDaemon,
-      cloneMaster: (ticket, callId) => this.#cloneMaster(ticket, callId),
+      cloneMaster: (ticket, callId) => this.forks.cloneMaster(ticket, callId),
+      results: context.results,
+      host: context.host,
       exit: () => Promise.reject(new SnowflockError('not-clone', 'a master VM cannot exit as a clone')),
+      onError: (code) => context.metrics.failed(code, 'guest'),
     });
     this.port = new GuestPort({
       link: options.parts.link,
       calls,
-      onHello: () => options.parts.link.sendIdentity(0, makeIdentity(this.ref, 0)),
+      onHello: () => options.parts.link.sendIdentity(0, makeIdentity(this.ref, { nclones: 0 })),
     });
   }
 
@@ -102,9 +92,19 @@ export class MasterVm implements AsyncDisposable {
     const network = await context.networks.acquire(ref.clusterid);
     await using undo = new AsyncDisposableStack();
     undo.defer(() => context.networks.release(ref.clusterid));
+    let entry: MasterEntry = {
+      kind: 'master',
+      clusterid: ref.clusterid,
+      shape,
+      diskBytes: source.disk?.sizeBytes ?? 0,
+      process: null,
+      fork: null,
+    };
+    context.journal.put(entry);
+    undo.defer(() => context.journal.remove(entry));
     const tap = await network.addTap({ vmid: ref.vmid });
-    undo.defer(() => network.removeTap({ vmid: ref.vmid }));
-    const directories = masterDirectories(context, ref);
+    undo.defer(() => context.networks.detach(ref));
+    const directories = vmDirectories(context, ref);
     await mkdir(directories.state, { recursive: true, mode: 0o700 });
     undo.defer(() => rm(directories.state, { recursive: true, force: true }));
     undo.defer(() => rm(directories.run, { recursive: true, force: true }));
@@ -121,17 +121,53 @@ export class MasterVm implements AsyncDisposable {
         disk: diskSpec,
         nic: { tap, mac: guestMac(ref), mtu: GUEST_MTU },
       },
-      { forkShim: context.forkShim, env: { [OWNER_VARIABLE]: context.runDir } },
+      {
+        forkShim: context.forkShim,
+        env: { [OWNER_VARIABLE]: context.runDir },
+        onSpawned: (process) => context.journal.put((entry = { ...entry, process })),
+      },
     );
     undo.defer(async () => void (await qemu.kill()));
-    const [ram, link] = await Promise.all([
-      qemu.forkControl.ramRange(shape.memoryMib * 2 ** 20),
-      AgentLink.connect(qemu.spec.paths.agent, { timeoutMs: AGENT_CONNECT_TIMEOUT_MS, gone: qemu.ended }),
-      network.attachTap({ vmid: ref.vmid }),
+    const [link] = await Promise.all([
+      AgentLink.connect(qemu.paths.agent, { timeoutMs: AGENT_CONNECT_TIMEOUT_MS, gone: qemu.ended }),
+      context.networks.attach(ref),
     ]);
     undo.move();
-    const parts = { qemu, link, ram, disk, diskBytes: source.disk?.sizeBytes ?? 0 };
-    return new MasterVm(context, { ...options, parts });
+    const parts = { qemu, link, disk, diskBytes: entry.diskBytes };
+    return new MasterVm(context, { ...options, parts, entry });
+  }
+
+  /** Takes over a VM of the sfld before this one. Throws when it has ended. */
+  static async adopt(
+    context: HostContext,
+    options: ForkPorts & { readonly entry: MasterEntry },
+  ): Promise<MasterVm> {
+    const { entry } = options;
+    const ref = { clusterid: entry.clusterid, vmid: 0 };
+    if (!entry.process) throw new SnowflockError('vm-failed', 'sfld ended while it started the VM');
+    const directories = vmDirectories(context, ref);
+    await using undo = new AsyncDisposableStack();
+    const vm = { name: `sf-${formatVmRef(ref)}`, paths: vmPaths(directories.run) };
+    const qemu = await QemuProcess.adopt(vm, entry.process);
+    undo.defer(async () => void (await qemu.kill()));
+    // First of all: a fork that was cut short may have left it paused. One that was on its way to another host may run there.
+    if (!entry.fork?.to) await qemu.qmp.execute({ execute: 'cont' });
+    await context.networks.acquire(ref.clusterid);
+    undo.defer(() => context.networks.release(ref.clusterid));
+    const [disk] = await Promise.all([
+      DiskChain.of(qemu, { directory: directories.state, sizeBytes: entry.diskBytes }),
+      context.networks.attach(ref),
+    ]);
+    undo.move();
+    // The guest may wait for its identity with all CPUs held; to one that does not, it is the time of day.
+    const greeting = entry.fork
+      ? identityFrame(entry.fork.forkId, makeIdentity(ref, { nclones: 0 }))
+      : undefined;
+    const link = AgentLink.resume(qemu.paths.agent, { gone: qemu.ended, greeting });
+    const parts = { qemu, link, disk, diskBytes: entry.diskBytes };
+    const master = new MasterVm(context, { ...options, ref, shape: entry.shape, parts });
+    if (entry.fork?.ticket && !entry.fork.to) master.forks.undo(entry.fork.ticket);
+    return master;
   }
 
   get pid(): number {
@@ -144,195 +180,66 @@ export class MasterVm implements AsyncDisposable {
   }
 
   get consolePath(): string {
-    return this.#parts.qemu.spec.paths.console;
+    return this.#parts.qemu.paths.console;
   }
 
   get ended(): QemuProcess['ended'] {
     return this.#parts.qemu.ended;
   }
 
-  /** Gets what the next fork needs ready: the overlay that the master VM will write to. */
-  async prepareFork(): Promise<void> {
-    await this.#parts.disk?.prepare(this.#parts.qemu);
+  keep(kept: Kept): void {
+    keepVm(kept, this.#context, { ref: this.ref, pid: this.pid });
   }
 
-  /** Learns from a fork that is over what the clones of the next one will need at once. */
-  learnWakeUp(pages: readonly number[]): void {
-    for (const page of pages) if (this.#wakeUp.size < WAKE_UP_PAGES_MAX) this.#wakeUp.add(page);
+  /** Lets go of it when it does not fork: it runs on, for the next sfld. */
+  async detach(): Promise<void> {
+    await this.forks.finish();
+    this.#disposed = true;
+    this.#parts.qemu.detach();
+    this.#parts.link.close();
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#end({ keepDisk: false });
+  }
+
+  /** It runs on another host, and ends here. What it has forked is still read from its disk. */
+  leave(): Promise<void> {
+    return this.#end({ keepDisk: true });
+  }
+
+  /** The move to another host that the last sfld was killed in. */
+  get moving(): ForkUnderWay | null {
+    return this.#entry.fork?.to ? this.#entry.fork : null;
+  }
+
+  async #end({ keepDisk }: { keepDisk: boolean }): Promise<void> {
+    this.#disposed = true;
+    this.forks.abandon();
     await this.#parts.qemu.kill();
     this.#parts.link.close();
-    const network = await this.#context.networks.acquire(this.ref.clusterid);
-    await network.removeTap({ vmid: this.ref.vmid });
+    await this.#context.networks.detach(this.ref);
     await this.#context.networks.release(this.ref.clusterid);
-    await this.#context.networks.release(this.ref.clusterid);
-    const directories = masterDirectories(this.#context, this.ref);
-    await rm(directories.state, { recursive: true, force: true });
+    const directories = vmDirectories(this.#context, this.ref);
+    if (!keepDisk) await rm(directories.state, { recursive: true, force: true });
     await rm(directories.run, { recursive: true, force: true });
+    this.#context.journal.remove(this.#entry);
   }
 
-  #cloneMaster(ticket: string, callId: number): Promise<number> {
-    const fork = this.#forks.then(() => this.#fork(ticket, callId));
-    this.#forks = fork.catch(() => undefined); // its caller gets the error; the next fork goes on
-    return fork;
+  #record(fork: ForkUnderWay | null): void {
+    if (this.#disposed) return;
+    this.#entry = { ...this.#entry, fork };
+    if (fork) this.#context.journal.put(this.#entry);
+    else this.#context.journal.note(this.#entry);
   }
-
-  /** The whole fork; resolves to how many clones run. */
-  async #fork(ticket: string, forkId: number): Promise<number> {
-    const calledAtMs = monotonicMs();
-    const base = `/v1/clusters/${this.ref.clusterid}/tickets/${ticket}`;
-    const { clones } = await this.#context.masterDaemon.request({
-      method: 'POST',
-      path: `${base}/redeem`,
-      reply: RedeemReply,
-      timeoutMs: REDEEM_TIMEOUT_MS,
-    });
-    const redeemedAtMs = monotonicMs();
-    let results: LaunchReply['clones'];
-    try {
-      results = await this.#freezeAndLaunch({ ticket, forkId, clones, calledAtMs, redeemedAtMs });
-    } catch (thrown) {
-      const { message } = toSnowflockError(thrown);
-      results = clones.map(({ vmid }) => ({ vmid, ok: false, reason: message }));
-    }
-    const running = results.filter((clone) => clone.ok).length;
-    await this.#context.masterDaemon.request({
-      method: 'POST',
-      path: `${base}/launched`,
-      body: { clones: results },
-      reply: NoReply,
-      timeoutMs: REDEEM_TIMEOUT_MS,
-    });
-    if (running === 0) {
-      const reason = results.find((clone) => clone.reason !== undefined)?.reason ?? 'no clone was placed';
-      throw new SnowflockError('fork-failed', `no clone of ticket ${ticket} could be started: ${reason}`);
-    }
-    return running;
-  }
-
-  async #freezeAndLaunch(fork: {
-    ticket: string;
-    forkId: number;
-    clones: readonly Placement[];
-    calledAtMs: number;
-    redeemedAtMs: number;
-  }): Promise<LaunchReply['clones']> {
-    const source = this.#sources(fork.ticket);
-    if (!source)
-      throw new SnowflockError('internal', `the memserver of ticket ${fork.ticket} was never prepared`);
-    const [memserver] = await Promise.all([source.ready(), this.prepareFork()]);
-    const readyAtMs = monotonicMs();
-    const frozen = await this.#freeze(source, fork);
-    const frozenAtMs = monotonicMs();
-    const { ram, diskBytes } = this.#parts;
-    const { port, presence, presentPages } = await source.serve(frozen, { ram, diskBytes });
-    const servedAtMs = monotonicMs();
-    const descriptor = encodeDescriptor({
-      header: {
-        clusterid: this.ref.clusterid,
-        ticket: fork.ticket,
-        forkId: fork.forkId,
-        nclones: fork.clones.length,
-        shape: this.shape,
-        source: { address: this.#context.address, port, keyHex: source.key.toString('hex') },
-        ramBytes: ram.length,
-        diskBytes,
-        prefetch: [...this.#wakeUp],
-      },
-      presence,
-      deviceState: frozen.deviceState,
-    });
-    const results = await this.#launch(fork.ticket, fork.clones, descriptor);
-    const { timings } = frozen;
-    this.#onFork({
-      ticket: fork.ticket,
-      clusterid: this.ref.clusterid,
-      calledAtMs: fork.calledAtMs,
-      redeemMs: fork.redeemedAtMs - fork.calledAtMs,
-      holdMs: frozenAtMs - readyAtMs - timings.pauseMs,
-      pauseMs: timings.pauseMs,
-      stopMs: timings.stopMs,
-      forkMs: timings.forkMs,
-      contMs: timings.contMs,
-      presenceMs: servedAtMs - frozenAtMs,
-      descriptorBytes: descriptor.length,
-      presentPages,
-      ramBytes: ram.length,
-      totalMs: monotonicMs() - fork.calledAtMs,
-      memserverPid: memserver.pid,
-    });
-    return results;
-  }
-
-  async #freeze(
-    source: ForkSource,
-    fork: { forkId: number; clones: readonly Placement[] },
-  ): Promise<FrozenVm> {
-    const { qemu, link, disk } = this.#parts;
-    const identity = makeIdentity(this.ref, fork.clones.length);
-    let told = false;
-    const tellMaster = (): void => {
-      if (told) return;
-      told = true;
-      link.sendIdentity(fork.forkId, {
-        ...makeIdentity(this.ref, fork.clones.length),
-        entropy: identity.entropy,
-      });
-    };
-    try {
-      await link.hold(fork.forkId, HOLD_TIMEOUT_MS);
-      return await freezeVm(qemu, { leasePath: source.leasePath, disk, beforeContinue: tellMaster });
-    } finally {
-      tellMaster();
-      link.release();
-    }
-  }
-
-  /** Sends the descriptor to each host at once; a host that fails costs its clones only. */
-  async #launch(
-    ticket: string,
-    clones: readonly Placement[],
-    descriptor: Buffer,
-  ): Promise<LaunchReply['clones']> {
-    const byHost = Map.groupBy(clones, (clone) => clone.host);
-    const replies = [...byHost].map(async ([host, placed]): Promise<LaunchReply['clones']> => {
-      const first = placed[0];
-      if (!first) return [];
-      const { peers } = this.#context;
-      const down = peers.downSignal(host);
-      try {
-        const reply = await peers.client({ host, address: first.address, port: first.sfldPort }).request({
-          method: 'POST',
-          path: `/v1/tickets/${ticket}/launch`,
-          body: descriptor,
-          reply: LaunchReply,
-          timeoutMs: LAUNCH_TIMEOUT_MS,
-          signal: down,
-        });
-        return reply.clones;
-      } catch (thrown) {
-        const reason = `host ${host}: ${toSnowflockError(down.aborted ? down.reason : thrown).message}`;
-        this.#context.log.warn({ ticket, host, reason }, 'launch failed');
-        return placed.map(({ vmid }) => ({ vmid, ok: false, reason }));
-      }
-    });
-    return (await Promise.all(replies)).flat();
-  }
-}
-
-function masterDirectories(context: HostContext, ref: VmRef): { run: string; state: string } {
-  const name = `${ref.clusterid}-${ref.vmid}`;
-  return { run: join(context.runDir, 'v', name), state: join(context.stateDir, 'vms', name) };
 }
 
 async function firstDisk(source: BootSource, directory: string) {
   if (!source.disk) return { disk: null, spec: null };
-  const overlay = join(directory, 'disk-0.qcow2');
+  const overlay = overlayPath(directory, 0);
   await createOverlay({ path: overlay, backing: source.disk.path, backingFormat: source.disk.format });
   return {
-    disk: new DiskChain({ directory, overlay }),
+    disk: new DiskChain({ directory, sizeBytes: source.disk.sizeBytes }),
     spec: { overlay, backing: source.disk.path, backingFormat: source.disk.format },
   };
 }

@@ -5,7 +5,7 @@
 import { ControlClient, SnowflockError, type HostReportReply, type TlsIdentity } from '@snowflock/protocol';
 
 export class Peers implements Disposable {
-  readonly #tls: TlsIdentity;
+  #tls: TlsIdentity;
   readonly #clients = new Map<string, ControlClient>();
   /** By host; aborted while it is down. */
   readonly #down = new Map<string, AbortController>();
@@ -42,6 +42,17 @@ export class Peers implements Disposable {
       if (!up) controller.abort(new SnowflockError('host-down', 'it stopped answering'));
       else if (controller.signal.aborted) this.#down.delete(host);
     }
+  }
+
+  /** To be called when more certificates are revoked. */
+  dropRevoked(): void {
+    for (const client of this.#clients.values()) client.dropRevoked();
+  }
+
+  /** Another certificate for the connections that are made from now on. */
+  renewTls(tls: TlsIdentity): void {
+    this.#tls = { ...this.#tls, ...tls };
+    for (const client of this.#clients.values()) client.renewTls(tls);
   }
 
   [Symbol.dispose](): void {

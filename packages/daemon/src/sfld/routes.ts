@@ -1,6 +1,6 @@
-// The HTTP surface of sfld (packages/protocol/src/control.ts): parsing and nothing else.
+// The HTTP surface of sfld (packages/protocol/src/routes.ts): which part of the daemon answers what.
 
-import type { FastifyInstance } from 'fastify';
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -8,69 +8,140 @@ import {
   decodeDescriptor,
   formatVmRef,
   parseVmRef,
-  PrepareClones,
-  PrepareSource,
+  SFLD_ROUTES as ROUTES,
+  SFMD_ROUTES as MASTER_ROUTES,
+  type RouteSpec,
   SnowflockError,
-  StartMaster,
-  SystemState,
-  ticketId,
+  toSnowflockError,
   type VmRef,
 } from '@snowflock/protocol';
 import { within } from '@snowflock/vm';
 import { z } from 'zod';
+import { sfldDocument } from '../api-documents.ts';
 import type { ControlServer } from '../http.ts';
-import { callerSignal, noContent, parseInput } from '../http-routes.ts';
+import { callerSignal, noContent } from '../http-routes.ts';
 import type { UpgradeRequest } from '../http-upgrade.ts';
-import type { HostDaemon, ReachableVm, VmLocation } from './host-daemon.ts';
+import { serve } from '../serve.ts';
+import { checkReach, listenForReach } from './reach.ts';
+import { exposePort, hidePort } from './expose.ts';
+import { forkFromHost, mergeFromHost } from './fork-from-host.ts';
+import type { HostDaemon, ReachableVm } from './host-daemon.ts';
+import type { Peer } from '../peer.ts';
+import { clonesHost } from './ticket-places.ts';
+import { atVmsHost } from './vm-locations.ts';
 
 const FORWARD_TIMEOUT_MS = 7 * 24 * 3600 * 1000;
 const STATE_TIMEOUT_MS = 10_000;
-/** VMs elsewhere whose place is remembered; forgetting costs one question to sfmd. */
-const LOCATIONS_MAX = 4096;
 const UPGRADE_TIMEOUT_MS = 30_000;
+const RELAY_LISTENERS_MAX = 32;
 /** Below what an upgrade may take in all; a caller whose guest still boots then tries again. */
 const AGENT_READY_TIMEOUT_MS = 25_000;
 
 export function registerRoutes(app: FastifyInstance, daemon: HostDaemon): void {
-  const ticketOf = (params: unknown): string =>
-    parseInput(z.object({ ticket: ticketId }), params, 'path').ticket;
-  app.post('/v1/vms', async (request) => daemon.startMaster(parseInput(StartMaster, request.body)));
-  app.post('/v1/sources', async (request, reply) => {
-    await daemon.prepareSource(parseInput(PrepareSource, request.body));
-    return noContent(reply);
+  serve(app, ROUTES.metrics, () => daemon.context.metrics.text());
+  serve(app, ROUTES.openapi, () => sfldDocument());
+  serve(app, ROUTES.state, () => daemon.state());
+  serve(app, ROUTES.forks, ({ query }) => daemon.forks(query.ticket));
+  serve(app, ROUTES.clones, ({ query }) => daemon.clones(query.ticket));
+  serve(app, ROUTES.sourceStats, async ({ params }) => ({ ...(await daemon.sourceStats(params.ticket)) }));
+  serve(app, ROUTES.pageSource, ({ params, peer }) => {
+    daemon.assertMayFetch(params.ticket, peer);
+    return daemon.pageSource(params.ticket);
   });
-  app.post('/v1/tickets', async (request, reply) => {
-    await daemon.prepareClones(parseInput(PrepareClones, request.body));
-    return noContent(reply);
-  });
-  app.post('/v1/tickets/:ticket/launch', async (request) => {
-    if (!Buffer.isBuffer(request.body))
-      throw new SnowflockError('bad-request', 'the body must be a descriptor');
-    return daemon.launch(ticketOf(request.params), decodeDescriptor(request.body));
-  });
-  app.delete('/v1/tickets/:ticket', async (request, reply) => {
-    await daemon.destroyTicket(ticketOf(request.params));
-    return noContent(reply);
-  });
-  app.delete('/v1/clusters/:clusterid', async (request, reply) => {
-    const schema = z.object({ clusterid: z.coerce.number().int().min(0) });
-    await daemon.destroyCluster(parseInput(schema, request.params, 'path').clusterid);
-    return noContent(reply);
-  });
-  app.get('/v1/state', async () => daemon.state());
-  app.get('/v1/forks', async () => daemon.forks());
-  app.get('/v1/clones', async () => daemon.clones());
-  app.get(
-    '/v1/sources/:ticket',
-    async (request) => (await daemon.sourceStats(ticketOf(request.params))) ?? {},
+  serve(app, ROUTES.startMaster, ({ body }) => daemon.startMaster(body));
+  serve(app, ROUTES.destroyVm, ({ params }) => daemon.destroyVm(parseVmRef(params.vm)));
+  serve(app, ROUTES.forkVm, ({ params, query, body, signal }) =>
+    forkFromHost(daemon, parseVmRef(params.vm), { ask: body, relayed: query.relayed, signal }),
   );
+  serve(app, ROUTES.mergeVm, ({ params, query, body, signal }) =>
+    mergeFromHost(daemon, parseVmRef(params.vm), { ask: body, relayed: query.relayed, signal }),
+  );
+  serve(app, ROUTES.exposePort, ({ params, query, body, signal }) =>
+    exposePort(daemon, {
+      ...{ ref: parseVmRef(params.vm), port: params.port, hostPort: body.hostPort },
+      ...{ relayed: query.relayed, signal },
+    }),
+  );
+  serve(app, ROUTES.hidePort, ({ params, query, signal }) =>
+    hidePort(daemon, { ref: parseVmRef(params.vm), port: params.port, relayed: query.relayed, signal }),
+  );
+  serve(app, ROUTES.resetVm, ({ params }) => daemon.resetVm(parseVmRef(params.vm)));
+  serve(app, ROUTES.endVms, () => daemon.endAll());
+  serve(app, ROUTES.writeCheckpoint, ({ body }) => daemon.writeCheckpoint(body));
+  serve(app, ROUTES.serveCheckpoint, ({ params, body }) => daemon.serveCheckpoint(params.name, body));
+  serve(app, ROUTES.deleteHeldCheckpoint, ({ params, query }) =>
+    daemon.context.checkpoints.remove(params.name, query.id),
+  );
+  serve(app, ROUTES.sourceDescriptor, async ({ params, peer }) => {
+    daemon.assertMayFetch(params.ticket, peer);
+    return { descriptor: (await daemon.sourceDescriptor(params.ticket)).toString('base64') };
+  });
+  serve(app, ROUTES.prepareSource, ({ body }) => daemon.prepareSource(body));
+  serve(app, ROUTES.prepareClones, ({ body }) => daemon.prepareClones(body));
+  serve(app, ROUTES.launch, async ({ params, body, peer }) => {
+    await daemon.assertMayLaunch(params.ticket, peer);
+    return daemon.launch(params.ticket, decodeDescriptor(body));
+  });
+  serve(app, ROUTES.sendVm, ({ params, body }) => daemon.sendVm(parseVmRef(params.vm), body));
+  serve(app, ROUTES.settleMigration, async ({ params, peer }) => {
+    await daemon.assertMayLaunch(params.ticket, peer);
+    return daemon.settleMigration(params.ticket);
+  });
+  serve(app, ROUTES.putBox, ({ params, query, body, peer }) => {
+    daemon.assertComesFrom(query.move, peer, body);
+    if (body.ticket !== params.ticket) throw new SnowflockError('bad-request', 'it is of another ticket');
+    return daemon.context.results.open(body);
+  });
+  serve(app, ROUTES.putResult, async ({ params, query, body, peer }) => {
+    const { results } = daemon.context;
+    await assertMayPut(daemon, { ...params, move: query.move }, peer);
+    return results.put(params, { status: query.status, sizeBytes: query.bytes, source: body });
+  });
+  serve(app, ROUTES.dropResult, async ({ params, peer }) => {
+    const { results } = daemon.context;
+    await assertMayPut(daemon, params, peer);
+    return results.drop(params);
+  });
+  serve(app, ROUTES.reach, ({ query }) => checkReach(daemon.context, query));
+  serve(app, ROUTES.reachListen, () => listenForReach(daemon.context.address));
+  serve(app, ROUTES.destroyTicket, ({ params }) => daemon.destroyTicket(params.ticket));
+  serve(app, ROUTES.destroyCluster, ({ params }) => daemon.destroyCluster(params.clusterid));
 }
+
+/** Throws 'unauthorized' unless the clone that the result is of runs on the caller's host, or has gone there meanwhile. */
+async function assertMayPut(
+  daemon: HostDaemon,
+  { ticket, vmid, move }: { ticket: string; vmid: number; move?: string | undefined },
+  peer: Peer,
+): Promise<void> {
+  const { context } = daemon;
+  if (move !== undefined) return daemon.assertComesFrom(move, peer, context.results.boxOf(ticket));
+  try {
+    context.results.assertMayPut(ticket, vmid, peer.isHost);
+  } catch (error) {
+    const host =
+      toSnowflockError(error).code === 'unauthorized' ? await clonesHost(context, ticket, vmid) : null;
+    if (host === null || !peer.isHost(host)) throw error;
+    await context.results.cloneMoved({ ticket, vmid, host });
+  }
+}
+
+const OPERATOR = { config: { roles: ['operator'] } } as const;
+
+/** What an operator may ask of sfmd, as patterns of `METHOD /path`. */
+const OPERATOR_ROUTES = Object.values(MASTER_ROUTES)
+  .filter((route: RouteSpec) => route.roles.includes('operator'))
+  .map(({ method, path }) => new RegExp(`^${method} ${path.replaceAll(/:\w+/g, '[^/]+')}$`));
 
 /** Only on the unix socket: what local commands ask of sfmd goes through this host's certificate. */
 export function registerLocalRoutes(app: FastifyInstance, daemon: HostDaemon): void {
-  app.all('/v1/master/*', async (request, reply) => {
+  app.all('/v1/master/*', OPERATOR, async (request, reply) => {
     const path = `/v1/${request.url.slice('/v1/master/'.length)}`;
+    if (isEvents(path)) return forwardEvents(daemon, path, { request, reply });
     const method = z.enum(['GET', 'PUT', 'POST', 'DELETE']).parse(request.method);
+    const asked = `${method} ${path.split('?')[0] ?? ''}`;
+    if (!OPERATOR_ROUTES.some((pattern) => pattern.test(asked)))
+      throw new SnowflockError('unauthorized', `${asked} of sfmd is not for operators`);
     const answer = await daemon.context.masterDaemon.request({
       method,
       path,
@@ -83,15 +154,34 @@ export function registerLocalRoutes(app: FastifyInstance, daemon: HostDaemon): v
   });
 }
 
-export function registerUpgrades(server: ControlServer, daemon: HostDaemon): void {
-  server.onUpgrade({ protocol: 'snowflock-exec', path: '/v1/vms/:vm/exec' }, (request) =>
-    relay(daemon, request, 'snowflock-exec', async (vm) => {
+const isEvents = (path: string): boolean => /^\/v1\/events(\?|$)/.test(path);
+
+/** As they come; who does not read them is cut off by sfmd. */
+async function forwardEvents(
+  daemon: HostDaemon,
+  path: string,
+  { request, reply }: { request: FastifyRequest; reply: FastifyReply },
+): Promise<FastifyReply> {
+  const after = request.headers['last-event-id'];
+  const events = await daemon.context.masterDaemon.stream({
+    path,
+    headers: typeof after === 'string' ? { 'last-event-id': after } : {},
+    timeoutMs: STATE_TIMEOUT_MS,
+    signal: callerSignal(reply),
+  });
+  reply.raw.once('close', () => events.destroy());
+  return reply.type('text/event-stream').send(events);
+}
+
+export function registerUpgrades(server: Pick<ControlServer, 'onUpgrade'>, daemon: HostDaemon): void {
+  server.onUpgrade(ROUTES.exec, (request) =>
+    relay(daemon, request, ROUTES.exec.reply, async (vm) => {
       await within(vm.port.ready, AGENT_READY_TIMEOUT_MS, 'the start of the guest agent');
       vm.port.exec.serve(request.accept());
     }),
   );
-  server.onUpgrade({ protocol: 'snowflock-console', path: '/v1/vms/:vm/console' }, (request) =>
-    relay(daemon, request, 'snowflock-console', async (vm) => {
+  server.onUpgrade(ROUTES.console, (request) =>
+    relay(daemon, request, ROUTES.console.reply, async (vm) => {
       const client = request.accept();
       const console = connect(vm.consolePath);
       console.on('error', () => client.destroy());
@@ -120,58 +210,20 @@ async function relay(
     );
   const remote = await connectRemote(daemon, ref, { protocol, signal: request.signal });
   const client = request.accept();
+  // each pipeline listens to both sockets
+  for (const each of [client, remote]) each.setMaxListeners(RELAY_LISTENERS_MAX);
   const both = [pipeline(client, remote), pipeline(remote, client)];
   await Promise.allSettled(both);
 }
 
-/** A VM stays where it is, so where it was found once is asked first: it can be reached while sfmd cannot. */
 async function connectRemote(
   daemon: HostDaemon,
   ref: VmRef,
   options: { protocol: string; signal: AbortSignal },
 ): Promise<Duplex> {
   const { protocol, signal } = options;
-  const name = formatVmRef(ref);
-  const path = `/v1/vms/${name}/${protocol.slice('snowflock-'.length)}?relayed=1`;
-  const connect = ({ host, address, sfldPort }: VmLocation): Promise<Duplex> =>
-    daemon.context.peers
-      .client({ host, address, port: sfldPort })
-      .upgrade({ path, protocol, timeoutMs: UPGRADE_TIMEOUT_MS, signal });
-  const known = daemon.locations.get(name);
-  if (known) {
-    try {
-      return await connect(known);
-    } catch (error) {
-      if (!(error instanceof SnowflockError) || !['no-such-vm', 'host-down'].includes(error.code))
-        throw error;
-      daemon.locations.delete(name);
-    }
-  }
-  const found = await locate(daemon, ref);
-  if (daemon.locations.size >= LOCATIONS_MAX) daemon.locations.clear();
-  daemon.locations.set(name, found);
-  return connect(found);
-}
-
-async function locate(daemon: HostDaemon, ref: VmRef): Promise<VmLocation> {
-  const state = await daemon.context.masterDaemon.request({
-    method: 'GET',
-    path: '/v1/state',
-    reply: SystemState,
-    timeoutMs: STATE_TIMEOUT_MS,
-  });
-  const name = `${ref.clusterid}:${ref.vmid}`;
-  const vm = state.clusters
-    .find((one) => one.clusterid === ref.clusterid)
-    ?.vms.find((one) => one.vmid === ref.vmid);
-  if (!vm) throw new SnowflockError('no-such-vm', `there is no VM ${name}; sfstate lists them`);
-  if (vm.status !== 'running' && vm.status !== 'booting')
-    throw new SnowflockError('no-such-vm', `VM ${name} is ${vm.status}${vm.reason ? `: ${vm.reason}` : ''}`);
-  const host = state.hosts.find((one) => one.host === vm.host);
-  if (!host?.address || !host.sfldPort || host.host === daemon.context.host)
-    throw new SnowflockError(
-      'host-down',
-      `VM ${name} should run on host ${vm.host}, which cannot be reached`,
-    );
-  return { host: host.host, address: host.address, sfldPort: host.sfldPort };
+  const path = `/v1/vms/${formatVmRef(ref)}/${protocol.slice('snowflock-'.length)}?relayed=1`;
+  return atVmsHost(daemon, ref, (client) =>
+    client.upgrade({ path, protocol, timeoutMs: UPGRADE_TIMEOUT_MS, signal }),
+  );
 }

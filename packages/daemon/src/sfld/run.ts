@@ -1,36 +1,42 @@
 // The composition root of sfld: makes everything, wires it, and takes it apart again.
 //
-//   pid file ▶ sweep ▶ accelerator ▶ networks, peers ▶ listeners ▶ reports to sfmd ▶ {"ready":true} ... SIGTERM ▶ VMs end ▶ exit
+//   pid file ▶ accelerator ▶ networks, peers ▶ adoption ▶ sweep ▶ listeners ▶ reports to sfmd ▶ {"ready":true}
+//   ... SIGTERM ▶ listeners close ▶ VMs are let go of and run on ▶ exit
 
-import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { chmod, mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { renew } from '@snowflock/authority';
 import {
-  HostReportReply,
-  type HostReport,
   readTlsIdentity,
   resolveHostAddress,
   SnowflockError,
-  toSnowflockError,
   type SfldConfig,
+  type TlsIdentity,
 } from '@snowflock/protocol';
 import { chooseAccel, type Accel } from '@snowflock/vm';
 import { createControlServer } from '../http.ts';
 import type { RunOptions } from '../daemon-program.ts';
+import type { Log } from '../log.ts';
+import { groupId } from '../group.ts';
+import { CertificateKeeper } from '../certificate-keeper.ts';
 import { claimPidFile } from '../pid-file.ts';
+import { CheckpointStore } from './checkpoint-store.ts';
 import { ClusterNetworks } from './cluster-networks.ts';
 import type { HostContext } from './context.ts';
 import { HostDaemon } from './host-daemon.ts';
+import { reportAlive, reportLoop } from './host-reports.ts';
+import { Journal } from './journal.ts';
+import { SfldMetrics } from './metrics.ts';
 import { Peers } from './peers.ts';
+import { ReportTurn } from './report-turn.ts';
+import { Reports } from './reports.ts';
+import { ResultStore } from './result-store.ts';
+import { RevokedFile } from './revoked-file.ts';
+import { Routers } from './routers.ts';
 import { registerLocalRoutes, registerRoutes, registerUpgrades } from './routes.ts';
 import { OWNER_VARIABLE, sweepLeftovers } from './sweep.ts';
-
-/** sfmd counts a host as down after missing several of these. */
-const REPORT_INTERVAL_MS = 2_000;
-const REPORT_TIMEOUT_MS = 5_000;
 
 function forkShimPath(): string {
   const root = join(dirname(fileURLToPath(import.meta.url)), '../../../..');
@@ -40,48 +46,111 @@ function forkShimPath(): string {
   return path;
 }
 
+async function measuredAccel(config: SfldConfig, log: Log): Promise<Accel> {
+  const { chosen, kvm } = await chooseAccel(config.accel);
+  log.info({ accel: chosen, why: kvm.why }, 'accelerator chosen');
+  return chosen;
+}
+
+/** Until the signal aborts. */
+function keepCertificate(options: {
+  readonly config: SfldConfig;
+  readonly identity: TlsIdentity;
+  readonly log: Log;
+  readonly signal: AbortSignal;
+  readonly metrics: SfldMetrics;
+  readonly users: readonly { renewTls: (tls: TlsIdentity) => void }[];
+}): Promise<void> {
+  const { config, identity, users, log } = options;
+  const files = { ca: config.tlsCa, cert: config.tlsCert, key: config.tlsKey };
+  const master = { address: config.masterHost, port: config.masterPort };
+  const keeper = new CertificateKeeper({
+    paths: config,
+    identity,
+    renew: (stop) => renew({ master, files, signal: stop }),
+    onExpiry: (atMs) => options.metrics.certificateExpires(atMs),
+    onChange: (found) => users.forEach((user) => user.renewTls(found)),
+    log,
+  });
+  return keeper.run(options.signal);
+}
+
 /** Runs until the signal aborts; resolves when nothing of it is left. */
 export async function runSfld(config: SfldConfig, { log, signal, onReady }: RunOptions): Promise<void> {
   await using cleanup = new AsyncDisposableStack();
   for (const directory of [config.runDir, config.stateDir]) await mkdir(directory, { recursive: true });
   await chmod(config.runDir, 0o700);
-  const tls = readTlsIdentity(config);
+  const revoked = new RevokedFile(join(config.stateDir, 'revoked.json'));
+  const files = readTlsIdentity(config);
+  const tls = { ...files, isRevoked: revoked.certificates.has };
+  const gid = await groupId(config.socketGroup);
   const address = config.address ?? (await resolveHostAddress(config.hostname));
   const forkShim = forkShimPath();
-  // Before the sweep: it would take the VMs of another sfld that runs for leftovers.
+  // First: what another sfld owns that runs is neither to be adopted nor to be swept.
   cleanup.use(await claimPidFile({ name: 'sfld', runDir: config.runDir }));
-  await sweepLeftovers({ runDir: config.runDir, stateDir: config.stateDir, log });
   process.env[OWNER_VARIABLE] = config.runDir;
-  const accel = await chooseAccel(config.accel);
-  log.info({ accel: accel.chosen, why: accel.kvm.why }, 'accelerator chosen');
+  const journal = new Journal({ stateDir: config.stateDir, log });
+  // Measuring takes a second: not while VMs wait to be taken over, for which it was measured.
+  const known = journal.entries.length > 0 ? journal.accel : null;
+  const accel = known ?? (await measuredAccel(config, log));
+  journal.accel = accel;
 
   const peers = cleanup.use(new Peers(tls));
+  revoked.certificates.onChange(() => peers.dropRevoked());
   const masterDaemon = peers.client({
     host: config.masterHost,
     address: config.masterHost,
     port: config.masterPort,
   });
-  const networks = new ClusterNetworks({ localAddress: address, log });
+  const masterAddress = await resolveHostAddress(config.masterHost).catch(() => null); // no host then, or named by sfmd
+  const alsoHosts = masterAddress === null ? [address] : [address, masterAddress];
+  const routers = new Routers({ runDir: config.runDir, journal, log, alsoHosts });
+  const networks = new ClusterNetworks({ localAddress: address, log, routers });
+  const reports = new Reports({ masterDaemon, log });
+  const { hostname: host, stateDir, resultLimits: limits } = config;
+  const results = new ResultStore({ host, stateDir, limits, log });
   const context: HostContext = {
     host: config.hostname,
     address,
     runDir: config.runDir,
     stateDir: config.stateDir,
-    accel: accel.chosen,
+    accel,
     forkShim,
     masterDaemon,
     peers,
     networks,
+    routers,
+    journal,
+    checkpoints: await CheckpointStore.open({ stateDir: config.stateDir, log }),
+    reports,
+    reportTurn: new ReportTurn(),
+    results,
     log,
+    metrics: new SfldMetrics(),
   };
   const daemon = cleanup.use(new HostDaemon(context));
+  if (known && config.localListenPort !== 0) void reportAlive(context, config.localListenPort);
+  const kept = await daemon.adopt();
+  await routers.keepOnly((clusterid) => daemon.vm({ clusterid, vmid: 0 }) !== undefined);
+  await results.sweep((vm) => daemon.vm(vm) !== undefined);
+  await sweepLeftovers({ runDir: config.runDir, stateDir: config.stateDir, kept, log });
   const remote = cleanup.use(
-    await createControlServer({ name: 'sfld', log, register: (app) => registerRoutes(app, daemon) }),
+    await createControlServer({
+      name: 'sfld',
+      log,
+      metrics: context.metrics,
+      limits: config.httpLimits,
+      revoked: revoked.certificates,
+      register: (app) => registerRoutes(app, daemon),
+    }),
   );
   const local = cleanup.use(
     await createControlServer({
       name: 'sfld',
       log,
+      metrics: context.metrics,
+      limits: config.httpLimits,
+      revoked: revoked.certificates,
       register: (app) => {
         registerRoutes(app, daemon);
         registerLocalRoutes(app, daemon);
@@ -91,44 +160,15 @@ export async function runSfld(config: SfldConfig, { log, signal, onReady }: RunO
   registerUpgrades(remote, daemon);
   registerUpgrades(local, daemon);
   const { port } = await remote.listenTls({ address, port: config.localListenPort, tls });
-  await local.listenUnix(join(config.runDir, 'sfld.sock'));
+  await local.listenUnix(join(config.runDir, 'sfld.sock'), { gid });
 
-  const reporting = reportLoop(context, { port, accel: accel.chosen, signal });
+  const keeping = keepCertificate({
+    ...{ config, identity: files, log, signal, metrics: context.metrics },
+    users: [remote, peers],
+  });
+  const reporting = reportLoop(context, { revoked, port, daemon, signal });
   log.info({ port }, 'ready');
   onReady(port);
-  await reporting;
-  log.info('stopping: the VMs of this host end');
-}
-
-/** Tells sfmd every few seconds that this host is there; sfmd may come and go. */
-async function reportLoop(
-  context: HostContext,
-  options: { port: number; accel: Accel; signal: AbortSignal },
-): Promise<void> {
-  const { host, address } = context;
-  const { port: sfldPort, accel } = options;
-  const report: HostReport = { address, sfldPort, accel, instance: randomUUID() };
-  let reachable: boolean | null = null;
-  while (!options.signal.aborted) {
-    try {
-      const reply = await context.masterDaemon.request({
-        method: 'PUT',
-        path: `/v1/hosts/${encodeURIComponent(host)}`,
-        body: report,
-        reply: HostReportReply,
-        timeoutMs: REPORT_TIMEOUT_MS,
-        signal: options.signal,
-      });
-      if (reachable !== true) context.log.info('sfmd knows this host');
-      reachable = true;
-      context.peers.setHosts(reply.hosts);
-      await context.networks.setPeers(reply.hosts.map((host) => host.address));
-    } catch (error) {
-      if (reachable !== false && !options.signal.aborted)
-        context.log.warn({ reason: toSnowflockError(error).message }, 'sfmd cannot be reached; trying on');
-      reachable = false;
-    }
-    const pauseMs = reachable ? REPORT_INTERVAL_MS : REPORT_INTERVAL_MS / 4;
-    await sleep(pauseMs, undefined, { signal: options.signal }).catch(() => undefined); // told to stop
-  }
+  await Promise.all([reporting, keeping]);
+  log.info('stopping: the VMs of this host run on');
 }

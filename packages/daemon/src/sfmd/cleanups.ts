@@ -86,6 +86,6 @@ export class Cleanups {
   }
 }
 
-function keyOf({ host, clusterid, ticket }: Cleanup): string {
-  return `${host}/${clusterid}/${ticket ?? '*'}`;
+function keyOf({ host, clusterid, ticket, vmid }: Cleanup): string {
+  return `${host}/${clusterid}/${ticket ?? '*'}/${vmid ?? '*'}`;
 }

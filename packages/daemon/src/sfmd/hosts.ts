@@ -4,20 +4,32 @@
 // that nothing is built after it was torn down.
 
 import {
+  CheckpointFrozen,
   ControlClient,
+  formatVmRef,
   NoReply,
   SnowflockError,
   MasterStarted,
   type PrepareClones,
   type PrepareSource,
+  type ServeCheckpoint,
   type StartMaster,
   type TlsIdentity,
+  SendVmReply,
+  type SendVm,
+  type VmRef,
+  type WriteCheckpoint,
 } from '@snowflock/protocol';
+import type { Cleanup } from '@snowflock/cluster';
 
 /** A QEMU process starts in 60 ms, and its image may have to be opened over a slow disk. */
 const START_MASTER_TIMEOUT_MS = 60_000;
 /** As long, times the clones of one host that start one after the other. */
 const PREPARE_TIMEOUT_MS = 30_000;
+/** Until the VM goes on: a process starts, the VM is frozen. */
+const FREEZE_TIMEOUT_MS = 30_000;
+/** Results of its clones go along, before it is paused. */
+const SEND_VM_TIMEOUT_MS = 300_000;
 /** Killing processes and unmounting; a host that takes longer is asked again. */
 const DESTROY_TIMEOUT_MS = 10_000;
 
@@ -27,20 +39,36 @@ export interface HostAddress {
   readonly sfldPort: number;
 }
 
+export type Destroyed = Pick<Cleanup, 'clusterid' | 'ticket' | 'vmid'>;
+
 export interface Hosts extends Disposable {
   startMaster(at: HostAddress, body: StartMaster, signal: AbortSignal): Promise<MasterStarted>;
   prepareSource(at: HostAddress, body: PrepareSource, signal: AbortSignal): Promise<void>;
   prepareClones(at: HostAddress, body: PrepareClones, signal: AbortSignal): Promise<void>;
-  /** Of a ticket, or with null of the whole cluster. Idempotent. */
-  destroy(
+  /** Answers when the VM goes on; the checkpoint is written then. */
+  writeCheckpoint(at: HostAddress, body: WriteCheckpoint, signal: AbortSignal): Promise<CheckpointFrozen>;
+  serveCheckpoint(
     at: HostAddress,
-    what: { clusterid: number; ticket: string | null },
+    what: ServeCheckpoint & { readonly name: string },
     signal: AbortSignal,
   ): Promise<void>;
+  /** Idempotent. */
+  deleteCheckpoint(at: HostAddress, what: { name: string; id: string }, signal: AbortSignal): Promise<void>;
+  /** Answers when it runs again. */
+  resetVm(at: HostAddress, vm: VmRef, signal: AbortSignal): Promise<void>;
+  /** Answers what became of it. The end of its cluster does not wait for it. */
+  sendVm(at: HostAddress, vm: VmRef, body: SendVm, signal: AbortSignal): Promise<SendVmReply>;
+  /** Of a ticket, of a VM, or with null for both of the whole cluster. Idempotent. */
+  destroy(at: HostAddress, what: Destroyed, signal: AbortSignal): Promise<void>;
+}
+
+function pathOf({ clusterid, ticket, vmid }: Destroyed): string {
+  if (vmid !== null) return `/v1/vms/${clusterid}:${vmid}`;
+  return ticket === null ? `/v1/clusters/${clusterid}` : `/v1/tickets/${ticket}`;
 }
 
 export class HostClients implements Hosts {
-  readonly #tls: TlsIdentity;
+  #tls: TlsIdentity;
   readonly #clients = new Map<string, { readonly at: HostAddress; readonly client: ControlClient }>();
   /** Preparations under way, by host and cluster. */
   readonly #building = new Map<string, Set<Promise<unknown>>>();
@@ -77,20 +105,76 @@ export class HostClients implements Hosts {
     );
   }
 
-  async destroy(
+  writeCheckpoint(at: HostAddress, body: WriteCheckpoint, signal: AbortSignal): Promise<CheckpointFrozen> {
+    return this.#client(at).request({
+      method: 'POST',
+      path: '/v1/checkpoints',
+      body,
+      reply: CheckpointFrozen,
+      timeoutMs: FREEZE_TIMEOUT_MS,
+      signal,
+    });
+  }
+
+  serveCheckpoint(
     at: HostAddress,
-    what: { clusterid: number; ticket: string | null },
+    { name, ...body }: ServeCheckpoint & { readonly name: string },
     signal: AbortSignal,
   ): Promise<void> {
-    await Promise.allSettled([...(this.#building.get(`${at.host}/${what.clusterid}`) ?? [])]);
-    const path = what.ticket === null ? `/v1/clusters/${what.clusterid}` : `/v1/tickets/${what.ticket}`;
+    const limits = { timeoutMs: PREPARE_TIMEOUT_MS, signal };
+    return this.#build(at, body.clusterid, this.#post(at, `/v1/checkpoints/${name}/serve`, body, limits));
+  }
+
+  async deleteCheckpoint(
+    at: HostAddress,
+    { name, id }: { name: string; id: string },
+    signal: AbortSignal,
+  ): Promise<void> {
     await this.#client(at).request({
       method: 'DELETE',
-      path,
+      path: `/v1/checkpoints/${name}?id=${id}`,
       reply: NoReply,
       timeoutMs: DESTROY_TIMEOUT_MS,
       signal,
     });
+  }
+
+  resetVm(at: HostAddress, vm: VmRef, signal: AbortSignal): Promise<void> {
+    const limits = { timeoutMs: PREPARE_TIMEOUT_MS, signal };
+    return this.#build(at, vm.clusterid, this.#post(at, `/v1/vms/${formatVmRef(vm)}/reset`, {}, limits));
+  }
+
+  sendVm(at: HostAddress, vm: VmRef, body: SendVm, signal: AbortSignal): Promise<SendVmReply> {
+    return this.#client(at).request({
+      method: 'POST',
+      path: `/v1/vms/${formatVmRef(vm)}/migrate`,
+      body,
+      reply: SendVmReply,
+      timeoutMs: SEND_VM_TIMEOUT_MS,
+      signal,
+    });
+  }
+
+  async destroy(at: HostAddress, what: Destroyed, signal: AbortSignal): Promise<void> {
+    await Promise.allSettled([...(this.#building.get(`${at.host}/${what.clusterid}`) ?? [])]);
+    await this.#client(at).request({
+      method: 'DELETE',
+      path: pathOf(what),
+      reply: NoReply,
+      timeoutMs: DESTROY_TIMEOUT_MS,
+      signal,
+    });
+  }
+
+  /** To be called when more certificates are revoked. */
+  dropRevoked(): void {
+    for (const { client } of this.#clients.values()) client.dropRevoked();
+  }
+
+  /** Another certificate for the connections that are made from now on. */
+  renewTls(tls: TlsIdentity): void {
+    this.#tls = { ...this.#tls, ...tls };
+    for (const { client } of this.#clients.values()) client.renewTls(tls);
   }
 
   [Symbol.dispose](): void {

@@ -1,7 +1,7 @@
-// sfmd start|stop|status|run [--config FILE]: the master daemon (manual sections 4 and 12).
+// sfmd start|stop|status|run [--config FILE] [--OPTION VALUE]: the master daemon (manual sections 4 and 12).
 
 import { fileURLToPath } from 'node:url';
-import { readSfmdConfig, SystemState } from '@snowflock/protocol';
+import { configureSfmd, SFMD_OPTIONS, SystemState } from '@snowflock/protocol';
 import { daemonCommand } from '../daemon-command.ts';
 import { runSfmd } from './run.ts';
 
@@ -17,7 +17,8 @@ process.exitCode = await daemonCommand(
     readyTimeoutMs: 20_000,
     // It closes its listeners within 2 s.
     stopTimeoutMs: 8000,
-    readConfig: readSfmdConfig,
+    options: SFMD_OPTIONS,
+    configure: configureSfmd,
     run: runSfmd,
     async describe(client) {
       const { hosts, clusters } = await client.request({

@@ -10,21 +10,21 @@ export type Preparation = Extract<Effect, { type: 'prepare-source' | 'prepare-cl
 export interface PreparationPorts {
   readonly hosts: Hosts;
   readonly addressOf: (host: string) => HostAddress;
+  /** Undefined: pages go by unicast. */
+  readonly multicastHostOf: (host: string) => string | undefined;
   readonly apply: (command: Command) => void;
   readonly log: Log;
   readonly closing: AbortSignal;
 }
 
 /** Tells the host; its answer, or its silence, arrives as 'prepared'. */
-export function startPreparation(
-  effect: Preparation,
-  { hosts, addressOf, apply, log, closing }: PreparationPorts,
-): void {
+export function startPreparation(effect: Preparation, ports: PreparationPorts): void {
+  const { apply, log, closing } = ports;
   const { clusterid, ticket, host } = effect;
   const part = effect.type === 'prepare-source' ? 'source' : 'clones';
   const answered = (error: string | null): void =>
     apply({ type: 'prepared', clusterid, ticket, host, part, error });
-  callHost(effect, { hosts, at: addressOf(host), closing }).then(
+  callHost(effect, ports).then(
     () => answered(null),
     (error: unknown) => {
       if (closing.aborted) return;
@@ -37,13 +37,23 @@ export function startPreparation(
 
 async function callHost(
   effect: Preparation,
-  { hosts, at, closing }: { hosts: Hosts; at: HostAddress; closing: AbortSignal },
+  { hosts, addressOf, multicastHostOf, closing }: PreparationPorts,
 ): Promise<void> {
   const { clusterid, ticket } = effect;
-  if (effect.type === 'prepare-source') return hosts.prepareSource(at, { clusterid, ticket }, closing);
+  const at = addressOf(effect.host);
+  const multicastHost = multicastHostOf(effect.host);
+  if (effect.type === 'prepare-source')
+    return hosts.prepareSource(
+      at,
+      { clusterid, vmid: effect.vmid, ticket, targets: [...effect.targets], multicastHost },
+      closing,
+    );
+  const { shape, diskBytes, parentHost } = effect;
+  const clones = [...effect.clones];
+  const parent = addressOf(parentHost);
   return hosts.prepareClones(
     at,
-    { clusterid, ticket, shape: effect.shape, diskBytes: effect.diskBytes, clones: [...effect.clones] },
+    { clusterid, ticket, shape, diskBytes, clones, parent, multicastHost },
     closing,
   );
 }

@@ -1,102 +1,83 @@
-// The HTTP surface of sfmd (packages/protocol/src/control.ts): parsing and nothing else.
+// The HTTP surface of sfmd (packages/protocol/src/routes.ts): which part of the daemon answers what.
 
 import type { FastifyInstance } from 'fastify';
-import { z } from 'zod';
-import {
-  HostReport,
-  LaunchReport,
-  SnowflockError,
-  ticketId,
-  TicketRequest,
-  VmEnded,
-  VmShape,
-} from '@snowflock/protocol';
-import { systemState, ticketInfo, ticketList, type TicketRef } from '@snowflock/cluster';
-import { assertPeerIsHost, callerSignal, noContent, parseInput } from '../http-routes.ts';
+import { SFMD_ROUTES as ROUTES, type RouteSpec } from '@snowflock/protocol';
+import { systemState, ticketInfo, ticketList } from '@snowflock/cluster';
+import { sfmdDocument } from '../api-documents.ts';
+import type { DaemonMetrics } from '../metrics.ts';
+import { serve as serveAny, type RouteHandler } from '../serve.ts';
+import type { Certificates } from './certificates.ts';
+import { assertHostScope } from './host-scope.ts';
 import type { MasterDaemon } from './master-daemon.ts';
 
-const number = z
-  .string()
-  .regex(/^\d{1,8}$/, 'must be a number')
-  .transform(Number);
-const ClusterPath = z.object({ clusterid: number });
-const VmPath = z.object({ clusterid: number, vmid: number });
-const HostPath = z.object({ host: z.string() });
-const flag = z.enum(['0', '1', 'true', 'false']).transform((value) => value === '1' || value === 'true');
-const ShutdownQuery = z.object({
-  force: flag.default(false),
-  by: z.enum(['guest', 'operator']).default('operator'),
-});
+export function registerRoutes(
+  app: FastifyInstance,
+  daemon: MasterDaemon,
+  metrics: DaemonMetrics,
+  certificates: Certificates,
+): void {
+  const serve = <const R extends RouteSpec>(route: R, handler: RouteHandler<R>): void =>
+    serveAny(app, route, (input) => {
+      assertHostScope(daemon.system, route, input);
+      return handler(input);
+    });
 
-const clusterOf = (params: unknown): number => parseInput(ClusterPath, params, 'path').clusterid;
+  serve(ROUTES.metrics, () => metrics.text());
+  serve(ROUTES.openapi, () => sfmdDocument());
 
-function ticketOf(params: unknown): TicketRef {
-  const { ticket } = params as { ticket: string };
-  const clusterid = clusterOf(params);
-  if (!ticketId.safeParse(ticket).success)
-    throw new SnowflockError(
-      'no-such-ticket',
-      `'${ticket.slice(0, 64)}' is not a ticket; a ticket is a UUID`,
-    );
-  return { clusterid, ticket };
-}
-
-export function registerRoutes(app: FastifyInstance, daemon: MasterDaemon): void {
-  app.get('/v1/state', () => systemState(daemon.system));
-
-  app.put('/v1/hosts/:host', (request) => {
-    const { host } = parseInput(HostPath, request.params, 'path');
-    assertPeerIsHost(request, host);
-    return daemon.reportHost(host, parseInput(HostReport, request.body));
+  serve(ROUTES.state, () => systemState(daemon.system));
+  serve(ROUTES.events, ({ query, request, reply }) => {
+    const after = request.headers['last-event-id'];
+    const options = { clusterid: query.cluster ?? null, after: typeof after === 'string' ? after : null };
+    daemon.events.serve(reply.raw, options);
+    reply.hijack();
   });
+  serve(ROUTES.reportHost, ({ params, body }) => ({
+    ...daemon.reportHost(params.host, body),
+    network: daemon.routers.policy,
+    ...(body.routers ? { gone: daemon.routers.take(params.host, body.routers) } : {}),
+    ...(certificates.canRevoke ? { revoked: certificates.revoked.serials() } : {}),
+  }));
 
-  app.post('/v1/clusters', (request, reply) =>
-    daemon.seed(parseInput(VmShape, request.body), callerSignal(reply)),
+  serve(ROUTES.seed, ({ body, signal }) => daemon.seed(body, signal));
+  serve(ROUTES.shutdown, ({ params, query }) =>
+    daemon.shutdown({ ...params, force: query.force, byGuest: query.by === 'guest' }),
   );
-  app.delete('/v1/clusters/:clusterid', async (request, reply) => {
-    const { force, by } = parseInput(ShutdownQuery, request.query, 'query');
-    await daemon.shutdown({ clusterid: clusterOf(request.params), force, byGuest: by === 'guest' });
-    return noContent(reply);
-  });
-  app.post('/v1/clusters/:clusterid/merge', async (request, reply) => {
-    await daemon.mergeAll(clusterOf(request.params));
-    return noContent(reply);
-  });
-  app.post('/v1/clusters/:clusterid/vms/:vmid/ended', (request, reply) => {
-    daemon.vmEnded(parseInput(VmPath, request.params, 'path'), parseInput(VmEnded, request.body));
-    return noContent(reply);
-  });
+  serve(ROUTES.mergeAll, ({ params, query }) => daemon.mergeAll({ ...params, by: query.vm }));
+  serve(ROUTES.resetVm, ({ params }) => daemon.resetVm(params));
+  serve(ROUTES.migrateVm, ({ params, body }) => daemon.migrations.migrate(params, body.host));
+  serve(ROUTES.migrationTold, ({ params, body }) => daemon.migrations.told(params.ticket, body));
+  serve(ROUTES.vmEnded, ({ params, body }) => daemon.vmEnded(params, body));
 
-  app.get('/v1/clusters/:clusterid/tickets', (request) =>
-    ticketList(daemon.system, clusterOf(request.params)),
+  serve(ROUTES.listTickets, ({ params, query }) => ticketList(daemon.system, { ...params, by: query.vm }));
+  serve(ROUTES.requestTicket, ({ params, query, body, caller }) =>
+    daemon.requestTicket({ ...params, by: query.vm }, body, caller),
   );
-  app.post('/v1/clusters/:clusterid/tickets', (request, reply) =>
-    daemon.requestTicket(
-      clusterOf(request.params),
-      parseInput(TicketRequest, request.body),
-      callerSignal(reply),
-    ),
+  serve(ROUTES.ticketInfo, ({ params, query }) => ticketInfo(daemon.system, { ...params, by: query.vm }));
+  serve(ROUTES.dispose, ({ params, query }) => daemon.dispose({ ...params, by: query.vm }));
+  serve(ROUTES.redeem, ({ params, query, body, caller }) =>
+    daemon.redeem({ ...params, by: query.vm }, body, caller),
   );
-  app.get('/v1/clusters/:clusterid/tickets/:ticket', (request) =>
-    ticketInfo(daemon.system, ticketOf(request.params)),
+  serve(ROUTES.launched, ({ params, body }) => daemon.launched(params, body));
+  serve(ROUTES.merge, ({ params, query }) => daemon.merge({ ...params, by: query.vm }));
+  serve(ROUTES.join, ({ params, query, signal }) => daemon.join({ ...params, by: query.vm }, signal));
+  serve(ROUTES.wait, ({ params, query, body, signal }) =>
+    daemon.wait({ ...params, by: query.vm }, body, signal),
   );
-  app.delete('/v1/clusters/:clusterid/tickets/:ticket', async (request, reply) => {
-    await daemon.dispose(ticketOf(request.params));
-    return noContent(reply);
-  });
-  app.post('/v1/clusters/:clusterid/tickets/:ticket/redeem', (request, reply) =>
-    daemon.redeem(ticketOf(request.params), callerSignal(reply)),
+
+  serve(ROUTES.createCheckpoint, ({ body, signal }) => daemon.checkpoints.create(body, signal));
+  serve(ROUTES.listCheckpoints, () => daemon.checkpoints.list());
+  serve(ROUTES.checkpoint, ({ params }) => daemon.checkpoints.info(params.name));
+  serve(ROUTES.deleteCheckpoint, ({ params, query }) => daemon.checkpoints.delete(params.name, query));
+  serve(ROUTES.checkpointWritten, ({ params, body }) =>
+    daemon.checkpoints.written(params.name, params.host, body),
   );
-  app.post('/v1/clusters/:clusterid/tickets/:ticket/launched', (request, reply) => {
-    daemon.launched(ticketOf(request.params), parseInput(LaunchReport, request.body));
-    return noContent(reply);
-  });
-  app.post('/v1/clusters/:clusterid/tickets/:ticket/merge', async (request, reply) => {
-    await daemon.merge(ticketOf(request.params));
-    return noContent(reply);
-  });
-  app.post('/v1/clusters/:clusterid/tickets/:ticket/join', async (request, reply) => {
-    await daemon.join(ticketOf(request.params), callerSignal(reply));
-    return noContent(reply);
-  });
+
+  serve(ROUTES.routers, () => daemon.routers.list());
+
+  serve(ROUTES.issueToken, ({ body, peer }) => certificates.issueToken(body, peer.name));
+  serve(ROUTES.listCertificates, () => certificates.list());
+  serve(ROUTES.issueCertificate, ({ body, peer }) => certificates.issue(body, peer.name));
+  serve(ROUTES.renewCertificate, ({ body, peer }) => certificates.renew(peer, body.csr));
+  serve(ROUTES.revokeCertificates, ({ body, peer }) => certificates.revoke(body, peer.name));
 }

@@ -1,9 +1,11 @@
 // Ticket requests whose callers wait for an answer: from the command to the grant, or to the caller's going away.
 
 import { randomUUID } from 'node:crypto';
-import type { SnowflockError, TicketGrant, TicketRequest } from '@snowflock/protocol';
+import { SnowflockError, type TicketGrant, type TicketRequest } from '@snowflock/protocol';
 import type { Command } from '@snowflock/cluster';
-import { abortError, stillThere, undoUnlessDelivered } from './waiters.ts';
+import type { Caller } from '../http-routes.ts';
+import { Undelivered } from './undelivered.ts';
+import { abortError, stillThere } from './waiters.ts';
 
 export interface TicketRequestPorts {
   readonly apply: (command: Command) => void;
@@ -11,53 +13,84 @@ export interface TicketRequestPorts {
   readonly undo: (command: Command) => void;
 }
 
-export class TicketRequests {
+interface Ask extends PromiseWithResolvers<TicketGrant> {
+  grant: TicketGrant | null;
+}
+
+export class TicketRequests implements Disposable {
   readonly #ports: TicketRequestPorts;
-  readonly #answers = new Map<string, PromiseWithResolvers<TicketGrant>>();
+  readonly #asks = new Map<string, Ask>();
+  readonly #undelivered = new Undelivered();
 
   constructor(ports: TicketRequestPorts) {
     this.#ports = ports;
   }
 
+  /** `by`: vmid of the VM that asks. */
   async ask(options: {
     clusterid: number;
+    by?: number | undefined;
     request: TicketRequest;
-    signal: AbortSignal;
+    caller: Caller;
   }): Promise<TicketGrant> {
-    const { clusterid, request, signal } = options;
-    await stillThere(signal);
-    const requestId = randomUUID();
-    const answer = Promise.withResolvers<TicketGrant>();
-    const onAbort = (): void => {
-      this.#ports.undo({ type: 'cancel-request', requestId });
-      answer.reject(abortError(signal));
-    };
-    this.#answers.set(requestId, answer);
+    const { clusterid, by, caller } = options;
+    const { requestId: given, ...request } = options.request;
+    await stillThere(caller.signal);
+    const requestId = given ?? randomUUID();
+    const ask: Ask = { ...Promise.withResolvers<TicketGrant>(), grant: null };
+    ask.promise.catch(() => undefined); // its caller may have left
+    this.#asks
+      .get(requestId)
+      ?.reject(
+        new SnowflockError('interrupted', `request ${requestId} was asked again on another connection`),
+      );
+    this.#asks.set(requestId, ask);
+    const forget = (): boolean => this.#asks.get(requestId) === ask && this.#asks.delete(requestId);
     try {
-      this.#ports.apply({ type: 'request-ticket', clusterid, requestId, request });
-      if (signal.aborted) onAbort();
-      signal.addEventListener('abort', onAbort, { once: true });
-      const grant = await answer.promise;
-      const { ticket } = grant;
-      if (ticket !== null)
-        undoUnlessDelivered(signal, () => this.#ports.undo({ type: 'dispose', clusterid, ticket }));
-      return grant;
-    } finally {
-      signal.removeEventListener('abort', onAbort);
-      this.#answers.delete(requestId);
+      this.#ports.apply({ type: 'request-ticket', clusterid, by, requestId, request });
+    } catch (error) {
+      forget();
+      throw error;
     }
+    this.#undelivered.expect({
+      id: given ?? null,
+      caller,
+      undo: () => {
+        if (!forget()) return;
+        const ticket = ask.grant?.ticket ?? null;
+        if (ticket !== null) this.#ports.undo({ type: 'dispose', clusterid, ticket });
+        else if (ask.grant === null) this.#ports.undo({ type: 'cancel-request', requestId });
+      },
+    });
+    const onAbort = (): void => ask.reject(abortError(caller.signal));
+    if (caller.signal.aborted) onAbort();
+    caller.signal.addEventListener('abort', onAbort, { once: true });
+    caller.onAnswered(() => {
+      const ticket = ask.grant?.ticket ?? null;
+      if (forget() && ticket !== null) this.#ports.undo({ type: 'delivered', clusterid, ticket });
+    });
+    return ask.promise;
   }
 
   granted(requestId: string, grant: TicketGrant): void {
-    this.#answers.get(requestId)?.resolve(grant);
+    const ask = this.#asks.get(requestId);
+    if (!ask) return;
+    ask.grant = grant;
+    ask.resolve(grant);
   }
 
   refused(requestId: string, error: SnowflockError): void {
-    this.#answers.get(requestId)?.reject(error);
+    this.#asks.get(requestId)?.reject(error);
+    this.#asks.delete(requestId);
   }
 
   /** Nobody will be granted anything any more. */
   stop(error: SnowflockError): void {
-    for (const answer of this.#answers.values()) answer.reject(error);
+    for (const ask of this.#asks.values()) ask.reject(error);
+    this[Symbol.dispose]();
+  }
+
+  [Symbol.dispose](): void {
+    this.#undelivered[Symbol.dispose]();
   }
 }

@@ -44,12 +44,6 @@ export function abortError(signal: AbortSignal | undefined): SnowflockError {
   return new SnowflockError('interrupted', 'the caller is gone', { cause: signal?.reason });
 }
 
-/** The signal aborts when the caller's connection closes before the answer was sent. */
-export function undoUnlessDelivered(signal: AbortSignal, undo: () => void): void {
-  if (signal.aborted) undo();
-  else signal.addEventListener('abort', undo, { once: true });
-}
-
 /** Turns of the event loop between a request and the end of its connection when both were there; measured: 3. */
 const END_SEEN_TURNS = 6;
 

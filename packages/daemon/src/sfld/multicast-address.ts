@@ -1,0 +1,26 @@
+// Which address of this host pages for many hosts come in at and go out of: that of the second name in cluster_hosts.
+
+import { isIPv4 } from 'node:net';
+import { resolveHostAddress, toSnowflockError } from '@snowflock/protocol';
+import type { HostContext } from './context.ts';
+
+/** Undefined: pages go by unicast, because sfmd wants it so, or because the name leads nowhere. */
+export async function multicastAddressOf(
+  { host, address: ownAddress, log }: Pick<HostContext, 'host' | 'address' | 'log'>,
+  name: string | undefined,
+): Promise<string | undefined> {
+  if (name === undefined) return undefined;
+  if (name === host) return isIPv4(ownAddress) ? ownAddress : undefined;
+  try {
+    const address = await resolveHostAddress(name);
+    if (isIPv4(address)) return address;
+    log.warn({ name, address }, 'multicast is IPv4 only; pages go by unicast');
+  } catch (thrown) {
+    const reason = toSnowflockError(thrown).message;
+    log.warn(
+      { name, reason },
+      "this host's multicast name in cluster_hosts leads nowhere; pages go by unicast",
+    );
+  }
+  return undefined;
+}
