@@ -2,19 +2,20 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { SystemState } from '@snowflock/protocol';
+import { findSocket } from '@snowflock/sdk';
 import {
   formatBytes,
   formatState,
   formatTable,
-  resolveSocket,
   runProgram,
   sfseedProgram,
   sfstateProgram,
   snowflockProgram,
+  socketChoice,
 } from '../src/index.ts';
 import { formatLab } from '../src/commands/lab.ts';
 import { formatChecks, runChecks } from '../src/commands/doctor.ts';
-import { startFakeSfld, type FakeSfld } from './fake-sfld.ts';
+import { startFakeSfld, type FakeSfld } from '../../sdk/test/fake-sfld.ts';
 
 const TICKET = 'd4d660b0-054e-4017-8393-ad04ff1c1ff7';
 const STATE = {
@@ -71,23 +72,23 @@ const STATE = {
         },
       ],
       tickets: [
-        { ticket: TICKET, status: 'outstanding', clones: [{ vmid: 1, processors: 1, host: 'host1' }] },
+        {
+          ticket: TICKET,
+          owner: 0,
+          status: 'outstanding',
+          clones: [{ vmid: 1, processors: 1, host: 'host1' }],
+        },
       ],
     },
   ],
 } as unknown as SystemState;
 
 describe('which sfld', () => {
-  const only = (path: string) => (candidate: string) => candidate === path;
-  it('is that of --socket, of the environment, of this machine, or of the lab', () => {
-    expect(resolveSocket({ flag: '/a', env: '/b', exists: () => true })).toBe('/a');
-    expect(resolveSocket({ env: '/b', exists: () => true })).toBe('/b');
-    expect(resolveSocket({ env: '', exists: () => true })).toBe('/run/snowflock/sfld.sock');
+  it('is that of the lab, when none runs on this machine itself', () => {
     const lab = '/run/snowflock/lab-lab/host-1/run/sfld.sock';
-    expect(resolveSocket({ exists: only(lab) })).toBe(lab);
-    expect(() => resolveSocket({ exists: () => false })).toThrow(
-      /no sfld runs here.*sfld start.*lab up.*--socket/s,
-    );
+    const exists = (path: string): boolean => path === lab;
+    expect(findSocket({ ...socketChoice({}), env: undefined, exists })).toBe(lab);
+    expect(findSocket({ ...socketChoice({ socket: '/a' }), exists })).toBe('/a');
   });
 });
 
@@ -126,8 +127,8 @@ cluster 0: debian, 1 VCPU, 512M each
   0:0  running  host1      1    512M  10.0.0.1  -
   0:1  lost     host1      1    512M  10.0.0.2  ${TICKET}  QEMU died of SIGKILL
 
-  TICKET                                STATE        CLONES (VMID@HOST)
-  ${TICKET}  outstanding  1@host1
+  TICKET                                STATE        OWNER  CLONES (VMID@HOST)
+  ${TICKET}  outstanding  0:0    1@host1
 `);
     for (const line of formatState(STATE, { width: 60 }).split('\n'))
       expect(line.length).toBeLessThanOrEqual(72);

@@ -2,6 +2,7 @@
 
 import { InvalidArgumentError } from 'commander';
 import { parseSize } from '@snowflock/lab';
+import { vmName } from '@snowflock/protocol';
 
 export function parseCount(text: string): number {
   if (!/^\d{1,9}$/.test(text) || Number(text) === 0)
@@ -12,6 +13,13 @@ export function parseCount(text: string): number {
 export function parseClusterid(text: string): number {
   if (!/^\d{1,8}$/.test(text)) throw new InvalidArgumentError('It must be a clusterid; sfstate lists them.');
   return Number(text);
+}
+
+/** The name of a VM. */
+export function parseVm(text: string): string {
+  if (!vmName.safeParse(text).success)
+    throw new InvalidArgumentError('It must be a VM, as clusterid:vmid; sfstate lists them.');
+  return text;
 }
 
 export function parseSeconds(text: string): number {

@@ -1,6 +1,8 @@
 // snowflock doctor: is this machine fit for SnowFlock, and what to do if not.
 
 import { Command } from 'commander';
+import { SOCKET_OPTION } from '../sfld-socket.ts';
+import { checkService, CONFIG_DIR } from './doctor-service.ts';
 import { ExitStatus, EXIT_FAILURE } from '../failure.ts';
 import { CHECKS, type Check, type CheckResult } from './doctor-checks.ts';
 
@@ -37,11 +39,14 @@ export function doctorCommand(): Command {
   return new Command('doctor')
     .summary('check this machine')
     .description(
-      'Checks what SnowFlock needs of this machine and says what to do. Exit status 1 when a needed thing is missing.',
+      'Checks what SnowFlock needs of this machine, and where it is configured or runs, the service: configuration, ' +
+        'certificates, clocks, and every pair of hosts on every port. Says what to do. Exit status 1 when something is wrong.',
     )
+    .option('--config-dir <dir>', 'where sfld.cfg and sfmd.cfg are', CONFIG_DIR)
+    .option(...SOCKET_OPTION)
     .option('--json', 'print a JSON object')
-    .action(async (options: { json?: boolean }) => {
-      const results = await runChecks(CHECKS);
+    .action(async (options: { json?: boolean; configDir: string; socket?: string }) => {
+      const results = [...(await runChecks(CHECKS)), ...(await checkService(options))];
       const ok = results.every(({ status }) => status !== 'fail');
       process.stdout.write(
         options.json ? `${JSON.stringify({ ok, checks: results })}\n` : formatChecks(results),

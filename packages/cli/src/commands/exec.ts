@@ -2,10 +2,10 @@
 
 import { constants } from 'node:os';
 import { Command } from 'commander';
-import { formatVmRef, parseVmRef, SnowflockError } from '@snowflock/protocol';
-import { connectExec, EXEC_WAIT_MS, startExec } from '../exec-client.ts';
+import { SnowflockError } from '@snowflock/protocol';
+import { EXEC_WAIT_MS } from '@snowflock/sdk';
 import { ExitStatus } from '../failure.ts';
-import { openClient, SOCKET_OPTION } from '../sfld-socket.ts';
+import { openSystem, SOCKET_OPTION } from '../sfld-socket.ts';
 import { parseSeconds } from './arguments.ts';
 
 const { SIGINT, SIGTERM, SIGPIPE } = constants.signals;
@@ -26,13 +26,12 @@ export function execCommand(): Command {
     .action(async (vm: string, words: string[], options: { socket?: string; wait: number }) => {
       const argv = words[0] === '--' ? words.slice(1) : words;
       if (argv.length === 0) throw new SnowflockError('bad-request', 'no command given after --');
-      using client = openClient(options);
-      const ref = formatVmRef(parseVmRef(vm));
+      await using system = openSystem(options);
+      const guest = system.vm(vm);
       const detach = new AbortController();
       const { signal } = detach;
-      const connection = await connectExec(client, ref, { waitMs: options.wait * 1000, signal });
       const { stdin, stdout, stderr } = process;
-      const exec = startExec(connection, { argv, stdin, stdout, stderr, signal });
+      const exec = await guest.start({ argv, stdin, stdout, stderr, signal, waitMs: options.wait * 1000 });
       let interrupts = 0;
       const onInterrupt = (): void => {
         interrupts += 1;
@@ -47,7 +46,7 @@ export function execCommand(): Command {
         if (status !== 0) throw new ExitStatus(status & 0xff);
       } catch (error) {
         if (signal.aborted) {
-          stderr.write(`snowflock: detached from VM ${ref}; the command was sent SIGHUP\n`);
+          stderr.write(`snowflock: detached from VM ${guest.name}; the command was sent SIGHUP\n`);
           throw new ExitStatus(128 + SIGINT);
         }
         if ((error as NodeJS.ErrnoException).code === 'EPIPE') throw new ExitStatus(128 + SIGPIPE);

@@ -8,7 +8,7 @@ import { formatBytes, formatTable } from '../table.ts';
 function parseImageName(text: string, previous: ImageName[] | undefined): ImageName[] {
   const name = IMAGE_NAMES.find((known) => known === text);
   if (!name)
-    throw new InvalidArgumentError(`There is no image of that name; there are ${IMAGE_NAMES.join(' and ')}.`);
+    throw new InvalidArgumentError(`There is no image of that name; there are ${IMAGE_NAMES.join(', ')}.`);
   return [...(previous ?? []), name];
 }
 
