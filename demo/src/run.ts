@@ -3,8 +3,8 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Listr } from 'listr2';
-import { execInVm } from '@snowflock/cli';
-import { buildImage, IMAGE_NAMES } from '@snowflock/image';
+import { execInVm } from '@snowflock/sdk';
+import { buildImage } from '@snowflock/image';
 import { Lab } from '@snowflock/lab';
 import { CloneRecord, ForkRecord, SeedReply, SnowflockError } from '@snowflock/protocol';
 import { z } from 'zod';
@@ -13,7 +13,7 @@ import { CLONES, HOSTS, type DemoFindings } from './result.ts';
 const LAB_NAME = 'demo';
 const LAB_CPUS = 4;
 const LAB_RAM_BYTES = 6 * 2 ** 30;
-const SHAPE = { diskImage: 'debian', vcpus: 1, memoryMib: 768 };
+const SHAPE = { diskImage: 'debian', vcpus: 1, memoryMib: 768 } as const;
 /** Sized for a serial search of 60 to 120 s under emulation. */
 const QUERIES = 170;
 const SCRIPT = join(import.meta.dirname, '../../examples/blast/blast_clones.py');
@@ -45,10 +45,9 @@ export async function runDemo(options: { signal: AbortSignal; queries?: number }
   const steps = new Listr<Context>(
     [
       {
-        title: 'Images of the guests',
+        title: 'Image of the guests',
         task: async (_, task) => {
-          for (const name of IMAGE_NAMES)
-            await buildImage(name, { signal, onProgress: (text) => (task.output = `${name}: ${text}`) });
+          await buildImage(SHAPE.diskImage, { signal, onProgress: (text) => (task.output = text) });
         },
         rendererOptions: { outputBar: 1 },
       },

@@ -10,23 +10,21 @@ function pythonString(text: string): string {
   return `'${text.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`;
 }
 
-export interface TlsFiles {
-  readonly ca: string;
-  readonly cert: string;
-  readonly key: string;
+/** What `snowflock init` makes under /var/lib/snowflock. */
+export function authorityDir(name: string): string {
+  return join(labDir(name), 'authority');
 }
 
-export function tlsFiles(name: string, k: number): TlsFiles {
-  const dir = join(hostDir(name, k), 'tls');
-  return { ca: join(dir, 'ca.crt'), cert: join(dir, 'host.crt'), key: join(dir, 'host.key') };
+/** What is /etc/snowflock/tls of a host. */
+export function tlsDir(name: string, k: number): string {
+  return join(hostDir(name, k), 'tls');
 }
 
-function tlsLines(name: string, k: number): string[] {
-  const files = tlsFiles(name, k);
+function tlsLines(dir: string, daemon: 'sfmd' | 'host'): string[] {
   return [
-    `tls_ca = ${pythonString(files.ca)}`,
-    `tls_cert = ${pythonString(files.cert)}`,
-    `tls_key = ${pythonString(files.key)}`,
+    `tls_ca = ${pythonString(join(dir, 'ca.crt'))}`,
+    `tls_cert = ${pythonString(join(dir, `${daemon}.crt`))}`,
+    `tls_key = ${pythonString(join(dir, `${daemon}.key`))}`,
   ];
 }
 
@@ -41,7 +39,7 @@ export function sfldConfig({ name, k }: { name: string; k: number }): string {
     'local_listen_port = 0xC01F',
     `state_dir = ${pythonString(join(dir, 'state'))}`,
     `run_dir = ${pythonString(join(dir, 'run'))}`,
-    ...tlsLines(name, k),
+    ...tlsLines(tlsDir(name, k), 'host'),
     '',
   ].join('\n');
 }
@@ -51,9 +49,17 @@ export interface SfmdConfigOptions {
   readonly hosts: number;
   readonly cpus: number;
   readonly ramBytes: number;
+  /** More lines of its configuration file. */
+  readonly sfmdOptions?: readonly string[] | undefined;
+  /** 'unicast' if not said. */
+  readonly networkMode?: LabNetworkMode | undefined;
 }
 
-export function sfmdConfig({ name, hosts, cpus, ramBytes }: SfmdConfigOptions): string {
+/** How memory reaches clones; what sfmd calls network_mode. */
+export type LabNetworkMode = 'unicast' | 'multicast';
+
+export function sfmdConfig(options: SfmdConfigOptions): string {
+  const { name, hosts, cpus, ramBytes, networkMode = 'unicast', sfmdOptions = [] } = options;
   const dir = hostDir(name, 1);
   const entry = (k: number): string =>
     `    {'host': ${pythonString(hostName(k))}, 'cpus': ${cpus}, 'RAM': ${ramBytes}},`;
@@ -65,9 +71,12 @@ export function sfmdConfig({ name, hosts, cpus, ramBytes }: SfmdConfigOptions): 
     'cluster_hosts = [',
     ...Array.from({ length: hosts }, (_, index) => entry(index + 1)),
     ']',
+    `network_mode = ${pythonString(networkMode)}`,
     `state_dir = ${pythonString(join(dir, 'master-state'))}`,
     `run_dir = ${pythonString(join(dir, 'master-run'))}`,
-    ...tlsLines(name, 1),
+    `authority_dir = ${pythonString(authorityDir(name))}`,
+    ...tlsLines(tlsDir(name, 1), 'sfmd'),
+    ...sfmdOptions,
     '',
   ].join('\n');
 }

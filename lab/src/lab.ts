@@ -12,7 +12,7 @@ import { runBatch, runCommand, type CommandOptions, type CommandResult } from '@
 import { ControlClient, SnowflockError, SystemState } from '@snowflock/protocol';
 import { makeCertificates } from './certificates.ts';
 import { claimDir, halfDead, wholeness } from './claim.ts';
-import { writeHostFiles } from './config.ts';
+import { writeHostFiles, type LabNetworkMode } from './config.ts';
 import { downLab, type DownResult } from './down.ts';
 import { findLeftovers, type Leftover } from './leftovers.ts';
 import {
@@ -60,6 +60,9 @@ export interface LabUpOptions {
   /** Of each host; what sfmd may give to VMs. */
   readonly cpus?: number | undefined;
   readonly ramBytes?: number | undefined;
+  readonly networkMode?: LabNetworkMode | undefined;
+  /** Lines of sfmd's configuration, in place of the defaults. */
+  readonly sfmdOptions?: readonly string[] | undefined;
   readonly onProgress?: ((progress: LabProgress) => void) | undefined;
   /** Other entry points for the daemons; for tests. */
   readonly mains?: Partial<Record<DaemonName, string>> | undefined;
@@ -135,13 +138,19 @@ export class Lab implements AsyncDisposable {
     }
   }
 
-  /** The lab that another process brought up; undefined when there is none. Throws when it is not whole. */
-  static async find(name: string = DEFAULT_LAB_NAME): Promise<Lab | undefined> {
+  /**
+   * The lab that another process brought up; undefined when there is none. Throws when it is not whole, unless the caller
+   * is about to start what is missing.
+   */
+  static async find(
+    name: string = DEFAULT_LAB_NAME,
+    { broken = false }: { readonly broken?: boolean } = {},
+  ): Promise<Lab | undefined> {
     const found = await findLeftovers(checkLabName(name));
     if (found.length === 0) return undefined;
     const record = await readRecord(name);
     const problem = record ? wholeness(record) : 'its record is missing';
-    if (!record || problem !== undefined) throw halfDead(name, problem ?? '');
+    if (!record || (problem !== undefined && !broken)) throw halfDead(name, problem ?? '');
     return new Lab(record, {});
   }
 
@@ -249,7 +258,9 @@ export class Lab implements AsyncDisposable {
     };
     await writeRecord(this.#record);
     await step('network', `${count} hosts on a switch`, async () => {
-      await writeHostFiles({ name, hosts: count, cpus: this.cpus, ramBytes: this.ramBytes });
+      const { cpus, ramBytes } = this;
+      const { networkMode, sfmdOptions } = options;
+      await writeHostFiles({ name, hosts: count, cpus, ramBytes, networkMode, sfmdOptions });
       for (const { netns, commands } of topologyCommands({ name, hosts: count }))
         await runBatch('ip', commands, { netns, signal });
       for (const { k } of this.hosts) await this.#remember(await startHolder({ name, k }));

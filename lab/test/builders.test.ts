@@ -1,7 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { parseSfldConfig, parseSfmdConfig } from '@snowflock/protocol';
 import { hostsFile, sfldConfig, sfmdConfig } from '../src/config.ts';
-import { authorityArgv, hostCertificateArgv } from '../src/certificates.ts';
 import { formatSize, hostSocket, parseSize } from '../src/index.ts';
 import { checkLabName, isLabNetns } from '../src/names.ts';
 import { dropRules, rateArgs, topologyCommands } from '../src/topology.ts';
@@ -84,23 +83,13 @@ describe('configuration files', () => {
     const sfmd = parseSfmdConfig(sfmdConfig({ name: 'x', hosts: 3, cpus: 2, ramBytes: 2 ** 33 }), 'sfmd.cfg');
     expect(sfmd.masterListenPort).toBe(sfld.masterPort);
     expect(sfmd.listenAddress).toBe('10.231.0.1');
+    expect(sfmd.authorityDir).toBe('/run/snowflock/lab-x/authority');
+    expect(sfmd.tlsCert).toBe('/run/snowflock/lab-x/host-1/tls/sfmd.crt');
     expect(sfmd.clusterHosts.map(({ host, cpus, ramBytes }) => [host, cpus, ramBytes])).toEqual([
       ['host1', 2, 2 ** 33],
       ['host2', 2, 2 ** 33],
       ['host3', 2, 2 ** 33],
     ]);
     expect(hostsFile(2)).toMatch(/^10\.231\.0\.2 host2$/m);
-  });
-});
-
-describe('certificates', () => {
-  it('are for the name and the address of a host, as client and server', () => {
-    const authority = { cert: 'ca.crt', key: 'ca.key' };
-    expect(authorityArgv({ ...authority, name: 'x' }).join(' ')).toMatch(/CA:TRUE,pathlen:0/);
-    const host = { authority, cert: 'c', key: 'k', host: 'host1', address: '10.231.0.1' };
-    const argv = hostCertificateArgv(host).join(' ');
-    expect(argv).toMatch(/subjectAltName=DNS:host1,IP:10\.231\.0\.1/);
-    expect(argv).toMatch(/extendedKeyUsage=serverAuth,clientAuth/);
-    expect(argv).toMatch(/-newkey ec -pkeyopt ec_paramgen_curve:P-256/);
   });
 });

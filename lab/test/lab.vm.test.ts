@@ -84,7 +84,7 @@ describe.skipIf(!RUN)('Lab', () => {
 
   it('gives every host a certificate of the lab, and nobody else its key', async () => {
     await using lab = await Lab.up({ name: fresh(), hosts: 2, mains });
-    const authority = new X509Certificate(readFileSync(join(lab.dir, 'ca.crt')));
+    const authority = new X509Certificate(readFileSync(join(lab.dir, 'authority/ca.crt')));
     for (const host of lab.hosts) {
       const certificate = new X509Certificate(readFileSync(join(host.dir, 'tls/host.crt')));
       expect(certificate.verify(authority.publicKey)).toBe(true);
@@ -93,7 +93,7 @@ describe.skipIf(!RUN)('Lab', () => {
       expect(certificate.publicKey.asymmetricKeyDetails?.namedCurve).toBe('prime256v1');
       expect(statSync(join(host.dir, 'tls/host.key')).mode & 0o777).toBe(0o600);
     }
-    expect(statSync(join(lab.dir, 'ca.key')).mode & 0o777).toBe(0o600);
+    expect(statSync(join(lab.dir, 'authority/ca.key')).mode & 0o777).toBe(0o600);
   });
 
   it('cuts, heals, slows and harms links', async () => {
