@@ -6,7 +6,7 @@ import { execFileSync } from 'node:child_process';
 export interface Figure {
   readonly name: string;
   readonly case: string;
-  readonly unit: 'ms' | 'us' | 'bytes' | 'ratio';
+  readonly unit: 'ms' | 'us' | 'bytes' | 'ratio' | 'count';
   readonly n: number;
   readonly min: number;
   readonly median: number;

@@ -3,10 +3,20 @@
 
 import { parseArgs } from 'node:util';
 import { printTable, type BenchResult } from './figures.ts';
+import { benchApi } from './api/run.ts';
+import { benchDistribution } from './distribution/run.ts';
 import { benchFork } from './fork/run.ts';
+import { benchEndurance } from './scale/endurance.ts';
+import { benchScale } from './scale/run.ts';
+import { benchSfmd } from './sfmd/run.ts';
 
 const BENCHES: Record<string, (options: { quick: boolean; signal: AbortSignal }) => Promise<BenchResult>> = {
   fork: benchFork,
+  distribution: benchDistribution,
+  api: benchApi,
+  scale: benchScale,
+  endurance: benchEndurance,
+  sfmd: benchSfmd,
 };
 
 const { values, positionals } = parseArgs({

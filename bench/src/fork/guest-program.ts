@@ -1,7 +1,7 @@
 // A program in a guest that is told what to do a line at a time, over an exec session.
 
 import { PassThrough, Writable } from 'node:stream';
-import { connectExec, startExec, type ExecHandle } from '@snowflock/cli';
+import { connectExec, startExec, type ExecHandle } from '@snowflock/sdk';
 import type { ControlClient } from '@snowflock/protocol';
 
 const ANSWER_TIMEOUT_MS = 300_000;

@@ -70,7 +70,7 @@ async function start(
     },
     { forkShim: guest.forkShim },
   );
-  const link = await AgentLink.connect(qemu.spec.paths.agent, { timeoutMs: 5000, gone: qemu.ended });
+  const link = await AgentLink.connect(qemu.paths.agent, { timeoutMs: 5000, gone: qemu.ended });
   return { qemu, link, [Symbol.asyncDispose]: async () => void (await qemu.kill()) };
 }
 

@@ -3,8 +3,9 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Lab } from '@snowflock/lab';
-import { CloneRecord, ForkRecord, NoReply, SeedReply } from '@snowflock/protocol';
+import { CloneRecord, ForkRecord } from '@snowflock/protocol';
 import { z } from 'zod';
+import { BenchCluster } from '../cluster.ts';
 import { GuestProgram } from './guest-program.ts';
 
 const REQUEST_TIMEOUT_MS = 120_000;
@@ -31,9 +32,7 @@ async function cloneRecord(lab: Lab, ticket: string): Promise<CloneRecord> {
   await sleep(UNOBSERVED_MS); // asking costs CPU time, of which the clone has need until it has answered
   for (let attempt = 0; attempt < 200; attempt++) {
     for (const host of lab.hosts) {
-      const record = (await get(lab, host.k, '/v1/clones', z.array(CloneRecord))).find(
-        (one) => one.ticket === ticket,
-      );
+      const [record] = await get(lab, host.k, `/v1/clones?ticket=${ticket}`, z.array(CloneRecord));
       if (record?.firstAnswerAtMs) return record;
     }
     await sleep(50);
@@ -41,15 +40,14 @@ async function cloneRecord(lab: Lab, ticket: string): Promise<CloneRecord> {
   throw new Error(`the clone of ticket ${ticket} never answered`);
 }
 
-async function forkOnce(lab: Lab, program: GuestProgram): Promise<ForkSample> {
+/** Of a VM in which `program`, an sffork, runs; its clone is gone when this returns. */
+export async function forkOnce(lab: Lab, program: GuestProgram): Promise<ForkSample> {
   const ticket = (await program.ask('ticket 1')).split(' ')[1] ?? '';
   await sleep(PRESTART_MS);
   await program.ask(`clone ${ticket}`);
   const clone = await cloneRecord(lab, ticket);
-  const forks = (
-    await Promise.all(lab.hosts.map((host) => get(lab, host.k, '/v1/forks', z.array(ForkRecord))))
-  ).flat();
-  const fork = forks.find((one) => one.ticket === ticket);
+  const forks = lab.hosts.map(({ k }) => get(lab, k, `/v1/forks?ticket=${ticket}`, z.array(ForkRecord)));
+  const [fork] = (await Promise.all(forks)).flat();
   if (!fork) throw new Error(`no record of the fork of ticket ${ticket}`);
   await program.ask(`merge ${ticket}`);
   return { fork, clone };
@@ -59,24 +57,11 @@ export async function measureForks(
   lab: Lab,
   guest: { image: string; memoryMib: number; touchedMib: number; rounds: number; gapRounds: number },
 ): Promise<ForkSamples> {
-  const { clusterid, vmid } = await lab.client(1).request({
-    method: 'POST',
-    path: '/v1/master/clusters',
-    body: { diskImage: guest.image, vcpus: 1, memoryMib: guest.memoryMib },
-    reply: SeedReply,
-    timeoutMs: REQUEST_TIMEOUT_MS,
-  });
-  const vm = `${clusterid}:${vmid}`;
+  const { image: diskImage, memoryMib } = guest;
+  await using cluster = await BenchCluster.seed(lab, { diskImage, vcpus: 1, memoryMib });
+  const vm = `${cluster.clusterid}:0`;
   const client = lab.client(1);
   await using stack = new AsyncDisposableStack();
-  stack.defer(() =>
-    client.request({
-      method: 'DELETE',
-      path: `/v1/master/clusters/${clusterid}?force=1`,
-      reply: NoReply,
-      timeoutMs: REQUEST_TIMEOUT_MS,
-    }),
-  );
   const touch = stack.use(
     await GuestProgram.start(client, vm, ['/usr/lib/snowflock/sftouch', String(guest.touchedMib)]),
   );
