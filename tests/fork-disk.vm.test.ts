@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { copyFromVm } from '@snowflock/cli';
+import { copyFromVm } from '@snowflock/sdk';
 import { compileForGuest } from './support/guest-programs.ts';
 import { within } from './support/deadline.ts';
 import type { Guest } from './support/guest.ts';

@@ -1,5 +1,6 @@
 // The private network of an impromptu cluster: its VMs reach each other wherever they run, and nobody else.
 
+import { guestIp6, ROUTER_IP } from '@snowflock/protocol';
 import { describe, expect, it } from 'vitest';
 import type { Guest } from './support/guest.ts';
 import { requireVm } from './require-vm.ts';
@@ -25,6 +26,18 @@ describe.skipIf(!RUN)('the network of a cluster', () => {
       const targets = all.filter((to) => to !== from).map(({ ip }) => ip);
       const script = 'for ip; do ping -c 1 -W 5 $ip >/dev/null && echo $ip; done';
       expect((await from.run(['sh', '-c', script, 'sh', ...targets])).split('\n')).toEqual(targets);
+    }
+    // IPv6 the same, and no other address of it.
+    for (const from of all) {
+      const targets = all.filter((to) => to !== from).map((to) => guestIp6(to.vmid));
+      const script = 'for ip; do ping6 -c 1 -W 5 $ip >/dev/null && echo $ip; done';
+      expect((await from.run(['sh', '-c', script, 'sh', ...targets])).split('\n')).toEqual(targets);
+      const inet6 = await from.sh("ip -6 addr show dev eth0 | sed -n 's/.*inet6 \\([^ ]*\\).*/\\1/p'");
+      expect(inet6.split('\n')).toEqual([`${guestIp6(from.vmid)}/64`]);
+      expect(await from.sh('ip route show default')).toMatch(
+        new RegExp(`^default via ${ROUTER_IP} dev eth0`),
+      );
+      expect(await from.file('/etc/resolv.conf')).toBe(`nameserver ${ROUTER_IP}`);
     }
     // A megabyte over TCP, from each to the next.
     const sum = await master.sh('head -c 1048576 /dev/urandom > /run/data; md5sum < /run/data');

@@ -30,7 +30,7 @@ describe.skipIf(!RUN)('import snowflock', () => {
     ]);
     for (const vmid of [1, 2])
       expect(await master.sibling(vmid).file('/run/session')).toBe(
-        `(2, ${vmid}) sf-${master.clusterid}-${vmid} ${vmid} not-master`,
+        `(2, ${vmid}) sf-${master.clusterid}-${vmid} ${vmid} not-owner`,
       );
     expect(await session.ask('')).toBe('merge_master None');
     const end = ["shutdown_cluster 'tickets-outstanding'", 'end None'];
@@ -42,6 +42,10 @@ describe.skipIf(!RUN)('import snowflock', () => {
       "clone_master 'ticket-disposed'",
       'ic_join None',
       "ic_exit 'not-clone'",
+      ...Array.from({ length: 7 }, () => "join refused 'bad-request'"),
+      "outcome (0, True, 'exited', True, 'ic_exit', True)",
+      "outcome (1, True, 'exited', True, 'ic_exit', True)",
+      "join again 'ticket-used'",
       ...end,
       ...end,
       ...end,

@@ -4,7 +4,7 @@
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
 
-export type VmNeed = 'root' | 'fuse' | 'tun' | 'qemu' | 'ip' | 'nft';
+export type VmNeed = 'root' | 'fuse' | 'tun' | 'qemu' | 'ip' | 'nft' | 'sshd' | 'systemd';
 
 const EVERYTHING: readonly VmNeed[] = ['root', 'fuse', 'tun', 'qemu', 'ip', 'nft'];
 
@@ -29,6 +29,8 @@ const CHECKS: Record<VmNeed, { readonly ok: () => boolean; readonly missing: str
   qemu: { ok: () => onPath('qemu-system-x86_64'), missing: 'qemu-system-x86_64' },
   ip: { ok: () => onPath('ip'), missing: 'iproute2' },
   nft: { ok: () => onPath('nft'), missing: 'nftables' },
+  sshd: { ok: () => onPath('sshd') && onPath('ssh'), missing: 'openssh-server and openssh-client' },
+  systemd: { ok: () => onPath('systemd-analyze'), missing: 'systemd' },
 };
 
 /** What of `needs` this machine lacks, in words; empty when the tests can run. */

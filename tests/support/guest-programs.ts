@@ -9,13 +9,16 @@ const run = promisify(execFile);
 const COMPILE_MS = 60_000;
 const GUEST_C = join(import.meta.dirname, '../../guest/c');
 
-/** The program of support/guest/NAME.c. */
-export async function compileForGuest(name: string): Promise<Buffer> {
+/** The program of NAME.c, in support/guest unless it is said where. */
+export async function compileForGuest(
+  name: string,
+  directory = join(import.meta.dirname, 'guest'),
+): Promise<Buffer> {
   const dir = mkdtempSync('/tmp/sft-cc-');
   try {
     const library = join(dir, 'libsf.a');
     await run('make', ['-s', '-C', GUEST_C, `O=${dir}`, library], { timeout: COMPILE_MS });
-    const source = join(import.meta.dirname, 'guest', `${name}.c`);
+    const source = join(directory, `${name}.c`);
     const flags = [
       '-static',
       '-s',
@@ -26,7 +29,7 @@ export async function compileForGuest(name: string): Promise<Buffer> {
       '-Werror',
       `-I${join(GUEST_C, 'lib')}`,
     ];
-    await run('gcc', [...flags, '-o', join(dir, name), source, library], { timeout: COMPILE_MS });
+    await run('gcc', [...flags, '-o', join(dir, name), source, library, '-lm'], { timeout: COMPILE_MS });
     return readFileSync(join(dir, name));
   } finally {
     rmSync(dir, { recursive: true, force: true });

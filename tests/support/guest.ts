@@ -1,7 +1,7 @@
 // A VM as a test sees it: commands run in it through an sfld, each with a deadline.
 
 import { PassThrough, Writable } from 'node:stream';
-import { connectExec, execInVm, startExec, type ExecHandle } from '@snowflock/cli';
+import { connectExec, execInVm, startExec, type ExecHandle } from '@snowflock/sdk';
 import type { ControlClient } from '@snowflock/protocol';
 import { eventually, within } from './deadline.ts';
 

@@ -3,13 +3,16 @@
 
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { join, relative } from 'node:path';
-import { listLinks, parseLinkName } from '@snowflock/network';
+import { listLinks, parseLinkName, runTool } from '@snowflock/network';
 import { runCommand, type Lab } from '@snowflock/lab';
 import { z } from 'zod';
 
 /** What a host has when no VM ever ran on it, relative to its directory; logs may be there or not. */
-const HOST_FILES =
-  /^(sfld|sfmd)\.(cfg|log)$|^tls\/|^run\/(sfld\.(sock|pid)|memserver\.log|memtap\.log)$|^master-run\/|^master-state\//;
+export const HOST_FILES =
+  /^(sfld|sfmd)\.(cfg|log)$|^state\/sfld-journal\/boot$|^tls\/|^run\/(sfld\.(sock|pid)|memserver\.log|memtap\.log|router\.log)$|^master-run\/|^master-state\//;
+
+/** File system name of a disk that a test itself gave to a host. */
+export const TEST_DISK = 'sf-test-disk';
 
 const Record = z.object({
   hosts: z.array(
@@ -47,9 +50,13 @@ export async function vmLeftovers(lab: Lab): Promise<string[]> {
     }
     for (const link of await listLinks({ netns: host.netns }))
       if (parseLinkName(link)) found.push(`${host.name}: device ${link}`);
+    const tables = await runTool('nft', ['list', 'tables'], { netns: host.netns });
+    for (const table of tables.split('\n').filter((line) => line.includes('snowflock')))
+      found.push(`${host.name}: nftables ${table}`);
     for (const line of readFileSync(`/proc/${holderPid}/mountinfo`, 'utf8').split('\n')) {
       const point = line.split(' ')[4] ?? '';
-      if (point.startsWith(`${host.dir}/`)) found.push(`${host.name}: mount ${point}`);
+      const own = line.includes(` - tmpfs ${TEST_DISK} `);
+      if (point.startsWith(`${host.dir}/`) && !own) found.push(`${host.name}: mount ${point}`);
     }
     for (const file of filesBelow(host.dir))
       if (!HOST_FILES.test(relative(host.dir, file))) found.push(`${host.name}: file ${file}`);

@@ -2,8 +2,9 @@
 
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, expect } from 'vitest';
-import { findLeftovers, Lab, type DaemonName } from '@snowflock/lab';
+import { findLeftovers, Lab, type DaemonName, type LabUpOptions } from '@snowflock/lab';
 import {
+  CheckpointInfo,
   CloneRecord,
   NoReply,
   SeedReply,
@@ -31,6 +32,7 @@ const PREPARE_MS = 30_000;
 const HOSTS_UP_MS = 30_000;
 const LOG_TAIL_CHARACTERS = 4000;
 
+/** Its programs have 28 MiB: the rest is the kernel's and the root file system's. */
 export const MICRO: VmShape = { diskImage: 'micro', vcpus: 1, memoryMib: 96 };
 
 export interface TestLabOptions {
@@ -38,6 +40,9 @@ export interface TestLabOptions {
   /** Of each host. */
   readonly cpus: number;
   readonly ramMib: number;
+  readonly networkMode?: LabUpOptions['networkMode'];
+  /** Lines of sfmd's configuration. */
+  readonly sfmdOptions?: readonly string[];
 }
 
 export class TestLab {
@@ -49,11 +54,12 @@ export class TestLab {
     this.#parent = parent;
   }
 
-  static async up({ hosts, cpus, ramMib }: TestLabOptions): Promise<TestLab> {
+  static async up({ hosts, cpus, ramMib, networkMode, sfmdOptions }: TestLabOptions): Promise<TestLab> {
     const parent = mkdtempSync('/tmp/sft-');
     process.env.SNOWFLOCK_LAB_DIR = parent;
     try {
-      const lab = await Lab.up({ name: `t${process.pid}`, hosts, cpus, ramBytes: ramMib * 2 ** 20 });
+      const ramBytes = ramMib * 2 ** 20;
+      const lab = await Lab.up({ name: `t${process.pid}`, hosts, cpus, ramBytes, networkMode, sfmdOptions });
       return new TestLab(lab, parent);
     } catch (error) {
       rmSync(parent, { recursive: true, force: true });
@@ -145,6 +151,22 @@ export class TestLab {
     }
   }
 
+  /** The master VM of a cluster that something else has seeded. */
+  guest(clusterid: number): Guest {
+    return new Guest(() => this.lab.client(1), { clusterid, vmid: 0 });
+  }
+
+  /** The master VM of a new cluster that goes on from a checkpoint; on host `on`, if given. */
+  async seedFrom(checkpoint: string, { on }: { readonly on?: number } = {}): Promise<Guest> {
+    for (;;) {
+      const { status, out, err } = await this.command('snowflock', ['checkpoint', 'clone', checkpoint]);
+      expect({ status, err }).toEqual({ status: 0, err: '' });
+      const guest = this.guest(Number(/^\((\d+), '10\.0\.0\.1'\)\n$/.exec(out)?.[1]));
+      if (on === undefined || (await this.hostOf(guest)) === on) return guest;
+      await this.shutdown(guest.clusterid); // sfmd chooses at random
+    }
+  }
+
   /** `sfclone COUNT` in the master VM; answers when all that were granted run and have said so. */
   async fork(master: Guest, count: number): Promise<{ ticket: string; clones: Guest[]; printed: string }> {
     const script =
@@ -197,6 +219,7 @@ export class TestLab {
     this.expectDaemons();
     await this.hostsUp();
     await within(SHUTDOWN_MS, 'the shutdown of all clusters', this.#shutdownAll());
+    await this.#deleteCheckpoints();
     await this.expectIdle();
   }
 
@@ -248,6 +271,14 @@ export class TestLab {
     delete process.env.SNOWFLOCK_LAB_DIR;
     rmSync(this.#parent, { recursive: true });
     expect(notes).toEqual([]);
+  }
+
+  async #deleteCheckpoints(): Promise<void> {
+    const all = await this.get('/v1/master/checkpoints', z.array(CheckpointInfo));
+    for (const { name } of all) {
+      const path = `/v1/master/checkpoints/${name}`;
+      await this.lab.client(1).request({ method: 'DELETE', path, reply: NoReply, timeoutMs: CALL_MS });
+    }
   }
 
   async #shutdownAll(): Promise<void> {

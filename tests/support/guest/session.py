@@ -27,7 +27,7 @@ result = snowflock.clone_master(ticket)
 (nclones, vmid) = result
 if vmid != 0:
     with open("/run/session", "w") as report:
-        print(tuple(result), socket.gethostname(), snowflock.whoami()[1], refusal(snowflock.request_vm_ticket, 1), file=report)
+        print(tuple(result), socket.gethostname(), snowflock.whoami()[1], refusal(snowflock.merge_master, ticket), file=report)
     while True:
         random.random()
 show("clone_master", tuple(result))
@@ -48,6 +48,23 @@ if vmid != 0:
     snowflock.ic_exit()
 show("ic_join", snowflock.ic_join(ticket))
 show("ic_exit", refusal(snowflock.ic_exit))
+
+(ticket, allowed) = snowflock.request_vm_ticket(2)
+(nclones, vmid) = snowflock.clone_master(ticket)
+if vmid != 0:
+    for wrong in ({"status": "x"}, {"status": 2**31}, {"result": "text"}, {"result": b"", "result_file": "/"}, {"result_file": "/no/such"}):
+        if refusal(lambda: snowflock.ic_exit(**wrong)) != "bad-request":
+            wrong["status"] = 1
+    if vmid % 2 == 0:
+        snowflock.ic_exit(status=vmid, result=memoryview(b"%d" % vmid * 100000))
+    snowflock.ic_exit(-1, result_file="/etc/hostname")
+for wrong in ({"count": 0}, {"count": 1.5}, {"count": True}, {"deadline": -1}, {"deadline": "1"}, {"budget_bytes": 2**70}, {"budget_seconds": float("nan")}):
+    show("join refused", refusal(lambda: snowflock.join(ticket, **wrong)))
+outcomes = snowflock.join(ticket, deadline=60)
+for (vmid, outcome) in sorted(outcomes.items()):
+    right = outcome.result == (b"%d" % vmid * 100000 if vmid % 2 == 0 else b"snowflock\n")
+    show("outcome", (vmid % 2, outcome.vmid == vmid, outcome.how, outcome.status == (vmid if vmid % 2 == 0 else -1), outcome.reason, right))
+show("join again", refusal(snowflock.join, ticket))
 
 for end in (snowflock.ic_kill, snowflock.merge_master, lambda ticket: snowflock.merge_all()):
     (ticket, allowed) = snowflock.request_vm_ticket(1)

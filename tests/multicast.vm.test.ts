@@ -1,0 +1,45 @@
+// mcdist between whole hosts: clones that all read what their parent wrote, over a network that loses packets and a link that is narrow.
+// Their memory is right byte for byte, and what leaves the parent's host is counted: about once, not once for each host.
+
+import { expect, describe, it } from 'vitest';
+import { PAGE_BYTES } from '@snowflock/protocol';
+import { memtapStatsSchema, type MemtapStats } from '@snowflock/replication';
+import { MemoryTest } from './support/memtest.ts';
+import { requireVm } from './require-vm.ts';
+import { MICRO, sharedLab } from './support/test-lab.ts';
+
+const RUN = requireVm();
+const HOSTS = 3;
+const AREA_MIB = 16;
+const AREA_BYTES = AREA_MIB * 2 ** 20;
+
+describe.skipIf(!RUN)('memory by multicast', () => {
+  const lab = sharedLab({ hosts: HOSTS, cpus: 4, ramMib: 1536, networkMode: 'multicast' });
+
+  it('is right, and leaves the parent about once, with 5 % of packets lost and a link of 100 Mbit/s', async () => {
+    const master = await lab().seed(MICRO, { on: 1 });
+    await using memory = await MemoryTest.start(lab(), master, { areaMib: AREA_MIB });
+    await lab().lab.shapeLink(2, { dropPercent: 5 });
+    await lab().lab.shapeLink(3, { rateMbit: 100 });
+    const { ticket, clones } = await memory.fork(HOSTS);
+    await Promise.all(clones.map((clone) => memory.expectRight(clone)));
+
+    const taps: MemtapStats[] = [];
+    for (let k = 1; k <= HOSTS; k++)
+      for (const { replication } of await lab().clonesOn(k, master.clusterid))
+        taps.push(memtapStatsSchema.parse(replication));
+    expect(taps.map(({ multicast }) => multicast?.hears)).toEqual([true, true, true]);
+    const unicastBytes = taps.reduce((sum, { wireBytesReceived }) => sum + wireBytesReceived, 0);
+    // its own host gets all that it sends to everyone
+    const multicastBytes = Math.max(...taps.map(({ multicast }) => multicast?.bytes ?? 0));
+    const gotBytes = taps.reduce(
+      (sum, { demandPages, prefetchedPages }) => sum + (demandPages + prefetchedPages) * PAGE_BYTES,
+      0,
+    );
+    // by unicast every host's bytes leave the parent
+    expect(gotBytes).toBeGreaterThan(HOSTS * AREA_BYTES);
+    expect(multicastBytes).toBeGreaterThan(0.7 * AREA_BYTES);
+    expect(unicastBytes + multicastBytes).toBeLessThan(0.65 * gotBytes);
+    await memory.merge(ticket);
+  }, 180_000);
+});
