@@ -1,0 +1,5 @@
+export interface MadeFile {
+  /** Relative to the checkout. */
+  readonly path: string;
+  readonly text: string;
+}
