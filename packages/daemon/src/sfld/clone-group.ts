@@ -1,4 +1,4 @@
-// The clones of one ticket on this host, and the memtap that serves them all.
+// The clones of one ticket on this host; group-memtap.ts serves them all, group-record.ts is what the next sfld will know of them.
 //
 //   preparing ──▶ prepared ──launch──▶ running ──dispose──▶ gone        prepared or running: adopted by the next sfld
 //
@@ -6,9 +6,7 @@
 
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import {
-  PageSourceReply,
   SnowflockError,
   toSnowflockError,
   type CloneRecord,
@@ -19,28 +17,19 @@ import {
   type VmRef,
 } from '@snowflock/protocol';
 import type { ClusterNetwork } from '@snowflock/network';
-import { cleanupMount, MemtapProcess, type MemtapStats } from '@snowflock/replication';
-import {
-  createOverlay,
-  isRunning,
-  killProcess,
-  markProcess,
-  type BlankOverlay,
-  type ProcessMark,
-} from '@snowflock/vm';
+import type { MemtapStats } from '@snowflock/replication';
+import { createOverlay, killProcess, type BlankOverlay, type ProcessMark } from '@snowflock/vm';
 import { logAbout, type Log } from '../log.ts';
 import { CloneResets } from './clone-resets.ts';
 import { CloneVm, type CloneVmOptions } from './clone-vm.ts';
 import { ticketDirectory, vmDirectories, type HostContext } from './context.ts';
 import { ForkPoint } from './fork-point.ts';
+import { GroupMemtap, type GroupMemtapOptions } from './group-memtap.ts';
+import { GroupRecord } from './group-record.ts';
 import { exitedWith, type GroupEntry } from './journal.ts';
-import { multicastAddressOf } from './multicast-address.ts';
 import type { Kept } from './sweep.ts';
 import type { ForkPorts } from './vm-forks.ts';
 
-/** The parent's host may hear of the ticket later than this one, and then starts its memserver. */
-const SOURCE_TIMEOUT_MS = 15_000;
-const SOURCE_RETRY_MS = 50;
 /** QEMUs started at a time: each is a burst of CPU, and more at once than this only slows the first ones. */
 const STARTS_AT_ONCE = 4;
 
@@ -59,18 +48,14 @@ export class CloneGroup implements AsyncDisposable {
   readonly #log: Log;
   readonly #request: PrepareClones;
   readonly #directory: string;
-  readonly #multicastAddress: Promise<string | undefined>;
   readonly #prepared: Promise<void>;
   readonly #failures = new Map<number, string>();
-  #memtap: MemtapProcess | null = null;
-  #sourceLost: string | null = null;
+  readonly #record: GroupRecord;
+  #memtap: GroupMemtap | null = null;
   #network: ClusterNetwork | null = null;
-  #entry: GroupEntry;
   #disposed = false;
   #arrived = false;
   #launching: Promise<unknown> = Promise.resolve();
-  #saidDeaf = false;
-  readonly #ending = new AbortController();
   readonly #forkPoint: ForkPoint;
   readonly #resets: CloneResets;
   /** Null without a disk. */
@@ -82,7 +67,7 @@ export class CloneGroup implements AsyncDisposable {
     this.#context = context;
     this.#ports = ports;
     this.#request = request;
-    this.#entry = entry;
+    this.#record = new GroupRecord(context.journal, entry);
     this.ticket = request.ticket;
     this.clusterid = request.clusterid;
     this.#log = logAbout(context.log, this);
@@ -94,13 +79,12 @@ export class CloneGroup implements AsyncDisposable {
     });
     this.#resets = new CloneResets({
       forkPoint: () => this.#forkPoint.read(),
-      record: (vmid, resetting) => this.#recordClone(vmid, { resetting }),
+      record: (vmid, resetting) => this.#record.cloneBefore(vmid, { resetting }),
       replace: (clone) => this.clones.set(clone.ref.vmid, clone),
       restart: (vmid, old) => this.#restart(vmid, old),
       lost: (vm, clone, reason) => this.#resetFailed(vm, clone, reason),
       log: this.#log,
     });
-    this.#multicastAddress = multicastAddressOf(context, request.multicastHost);
     this.#prepared = entry.state === 'preparing' ? this.#prepare() : this.#adopt();
     this.#prepared.catch(() => undefined); // reported at launch
   }
@@ -136,7 +120,7 @@ export class CloneGroup implements AsyncDisposable {
 
   /** Nothing is fetched from the host that it came from any more. */
   get fetched(): boolean {
-    return this.#entry.fetched;
+    return this.#record.entry.fetched;
   }
 
   /** The one VM of it that comes itself runs here, or did. */
@@ -146,18 +130,16 @@ export class CloneGroup implements AsyncDisposable {
 
   /** All of its clones have gone, of themselves or to other hosts. */
   get isLeft(): boolean {
-    return this.#entry.left && this.clones.size === 0 && this.#entry.clones.length === 0;
+    return this.#record.entry.left && this.clones.size === 0 && this.#record.entry.clones.length === 0;
   }
 
   get files(): { readonly ramPath: string; readonly presencePath: string; readonly diskPath: string | null } {
-    const memtap = this.#memtap;
-    if (!memtap) throw new SnowflockError('internal', `ticket ${this.ticket} has no memtap`);
-    const diskPath = this.#request.diskBytes > 0 ? memtap.diskPath : null;
-    return { ramPath: memtap.ramPath, presencePath: this.#presencePath, diskPath };
+    const diskPath = this.#request.diskBytes > 0 ? GroupMemtap.diskPath(this.#directory) : null;
+    return { ramPath: this.#serving.ramPath, presencePath: this.#presencePath, diskPath };
   }
 
   get isolated(): boolean {
-    return this.#entry.isolated;
+    return this.#record.entry.isolated;
   }
 
   get request(): PrepareClones {
@@ -166,9 +148,8 @@ export class CloneGroup implements AsyncDisposable {
 
   /** From here on pages come from a memserver of this host. */
   async feedFrom(source: { readonly port: number; readonly key: Buffer }): Promise<void> {
-    const { port, key } = source;
-    await this.#memtap?.move({ sources: [{ address: this.#context.address, port }], key });
-    this.#record({ fetched: true });
+    await this.#memtap?.feedFrom(source);
+    this.#record.before({ fetched: true });
   }
 
   /** A clone runs on another host: it ends here, and nobody is told. */
@@ -177,7 +158,10 @@ export class CloneGroup implements AsyncDisposable {
     if (!clone) return;
     this.clones.delete(vmid);
     await clone.leave();
-    this.#note({ left: true, clones: this.#entry.clones.filter((each) => each.vmid !== vmid) });
+    this.#record.after({
+      left: true,
+      clones: this.#record.entry.clones.filter((each) => each.vmid !== vmid),
+    });
   }
 
   /** Whether the VM that was to come runs here; resolves when that is certain. */
@@ -199,20 +183,10 @@ export class CloneGroup implements AsyncDisposable {
 
   async #launch(descriptor: Descriptor): Promise<LaunchReply> {
     await this.#prepared;
-    const memtap = this.#memtap;
-    if (!memtap) throw new SnowflockError('internal', `ticket ${this.ticket} has no memtap`);
-    const { source, nclones, isolated } = descriptor.header;
-    this.#record({ state: 'launching', nclones, isolated });
+    const { nclones, isolated } = descriptor.header;
+    this.#record.before({ state: 'launching', nclones, isolated });
     // Not waited for here: the device state is read meanwhile, and whatever touches memory waits in the memtap.
-    const attached = this.#multicastAddress.then((multicastAddress) =>
-      memtap.attach({
-        sources: [{ address: source.address, port: source.port }],
-        key: Buffer.from(source.keyHex, 'hex'),
-        multicastAddress,
-        presence: descriptor.presence,
-        prefetch: descriptor.header.prefetch,
-      }),
-    );
+    const attached = this.#serving.attach(descriptor);
     // What forks of these clones are read over.
     const kept = writeFile(this.#presencePath, descriptor.presence, { mode: 0o600 });
     const ready = Promise.all([attached, kept]);
@@ -234,14 +208,14 @@ export class CloneGroup implements AsyncDisposable {
     });
     const clones = await Promise.all(results);
     if (!this.moved) this.#forkPoint.keep(descriptor);
-    this.#note({ state: 'launched' });
+    this.#record.after({ state: 'launched' });
     return { clones };
   }
 
   /** From the commit on it is here: the next sfld, too, lets it go on. */
   async #arrive(clone: CloneVm, descriptor: Descriptor): Promise<void> {
     await clone.arrive(descriptor, () => {
-      this.#record({ state: 'launched' });
+      this.#record.before({ state: 'launched' });
       this.#arrived = true;
     });
     this.#tellArrival();
@@ -278,7 +252,7 @@ export class CloneGroup implements AsyncDisposable {
     // from here on its end is nobody's loss
     this.clones.delete(vmid);
     await old[Symbol.asyncDispose]();
-    this.#forget(vmid);
+    this.#record.forget(vmid);
     await network.addTap({ vmid });
     try {
       const fresh = await CloneVm.prepare(this.#context, this.#cloneOptions(asked, { memtap, network }));
@@ -312,12 +286,12 @@ export class CloneGroup implements AsyncDisposable {
   }
 
   /** What its memtap counts; null when it does not say. */
-  stats(): Promise<MemtapStats | null> {
-    return this.#replication();
+  async stats(): Promise<MemtapStats | null> {
+    return (await this.#memtap?.stats()) ?? null;
   }
 
   async records(): Promise<CloneRecord[]> {
-    const replication = await this.#replication();
+    const replication = await this.stats();
     return [...this.clones.values()].map((clone) => fullRecord(clone, replication));
   }
 
@@ -331,44 +305,58 @@ export class CloneGroup implements AsyncDisposable {
   /** Lets go of all of it, for the next sfld. */
   async detach(): Promise<void> {
     await Promise.allSettled([this.#prepared, this.#resets.over()]);
-    this.#disposed = true;
-    this.#ending.abort();
+    this.#close();
     await Promise.all([...this.clones.values()].map((clone) => clone.detach()));
     this.#memtap?.detach();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#disposed = true;
-    this.#ending.abort();
+    this.#close();
     await Promise.allSettled([this.#prepared, this.#forkPoint.settled()]);
     for (const wait of [null, this.#resets.over()]) {
       await wait;
       await Promise.all([...this.clones.values()].map((clone) => this.#remove(clone)));
     }
     await this.#memtap?.[Symbol.asyncDispose]();
-    await cleanupMount(join(this.#directory, 'm'));
+    await GroupMemtap.cleanUp(this.#directory);
     await rm(this.#directory, { recursive: true, force: true });
     if (this.#network) await this.#context.networks.release(this.clusterid);
-    this.#context.journal.remove(this.#entry);
+    this.#record.remove();
   }
 
-  /** What is about to be. */
-  #record(change: Partial<GroupEntry>): void {
-    if (this.#disposed) return;
-    this.#entry = { ...this.#entry, ...change };
-    this.#context.journal.put(this.#entry);
+  /** Whatever ends from here on ends because it is meant to. */
+  #close(): void {
+    this.#disposed = true;
+    this.#record.close();
+    this.#memtap?.close();
   }
 
-  /** What has been. */
-  #note(change: Partial<GroupEntry>): void {
-    if (this.#disposed) return;
-    this.#entry = { ...this.#entry, ...change };
-    this.#context.journal.note(this.#entry);
+  /** Of a group that is prepared. */
+  get #serving(): GroupMemtap {
+    if (!this.#memtap) throw new SnowflockError('internal', `ticket ${this.ticket} has no memtap`);
+    return this.#memtap;
+  }
+
+  get #sourceLost(): string | null {
+    return this.#memtap?.sourceLost ?? null;
+  }
+
+  get #memtapOptions(): GroupMemtapOptions {
+    const onSourceLost = (): void => {
+      for (const clone of this.clones.values()) clone[Symbol.asyncDispose]().catch(this.#logFailure(clone));
+    };
+    return {
+      context: this.#context,
+      request: this.#request,
+      directory: this.#directory,
+      log: this.#log,
+      onSourceLost,
+    };
   }
 
   #cloneOptions(
     { vmid, vcpus }: PrepareClones['clones'][number],
-    { memtap, network }: { memtap: MemtapProcess; network: ClusterNetwork },
+    { memtap, network }: { memtap: GroupMemtap; network: ClusterNetwork },
   ): CloneVmOptions {
     const { shape, diskBytes, moved } = this.#request;
     const { ticket, parent } = moved?.origin ?? this.#request;
@@ -383,33 +371,15 @@ export class CloneGroup implements AsyncDisposable {
       network,
       sources: this.#ports.sources,
       onFork: this.#ports.onFork,
-      onSpawned: (process) =>
-        this.#record({
-          clones: [...this.#entry.clones, { vmid, process, fork: null, exit: null, resetting: false }],
-        }),
-      record: (fork) => this.#recordClone(vmid, { fork }, fork ? 'before' : 'after'),
-      recordExit: (exit) => this.#recordClone(vmid, { exit }),
+      onSpawned: (process) => this.#record.add(vmid, process),
+      record: (fork) =>
+        fork ? this.#record.cloneBefore(vmid, { fork }) : this.#record.cloneAfter(vmid, { fork }),
+      recordExit: (exit) => this.#record.cloneBefore(vmid, { exit }),
     };
   }
 
   get #presencePath(): string {
     return join(this.#directory, 'presence');
-  }
-
-  #recordClone(
-    vmid: number,
-    change: Partial<GroupEntry['clones'][number]>,
-    when: 'before' | 'after' = 'before',
-  ): void {
-    const clones = this.#entry.clones.map((each) => (each.vmid === vmid ? { ...each, ...change } : each));
-    if (when === 'before') this.#record({ clones });
-    else this.#note({ clones });
-  }
-
-  #own(memtap: MemtapProcess): void {
-    this.#memtap = memtap;
-    memtap.onSourceLost(({ reason }) => this.#onSourceLost(reason));
-    void memtap.exited.then(() => this.#onSourceLost('its memtap ended'));
   }
 
   #ownClone(clone: CloneVm): void {
@@ -427,14 +397,11 @@ export class CloneGroup implements AsyncDisposable {
   }
 
   async #adopt(): Promise<void> {
-    const { memtap: mark, state, nclones, isolated, clones } = this.#entry;
-    if (!mark || !isRunning(mark))
-      throw new SnowflockError('source-lost', 'its memtap ended while no sfld ran here');
+    const { memtap: mark, state, nclones, isolated, clones } = this.#record.entry;
+    const memtap = await GroupMemtap.adopt(this.#memtapOptions, mark);
+    this.#memtap = memtap;
     const network = await this.#context.networks.acquire(this.clusterid);
     this.#network = network;
-    const paths = { controlPath: join(this.#directory, 'ctl'), mountPath: join(this.#directory, 'm') };
-    const memtap = await MemtapProcess.attachTo({ pid: mark.pid, ...paths });
-    this.#own(memtap);
     this.#blank = await this.#makeBlank();
     const lost: { vmid: number; process: ProcessMark; reason: string }[] = [];
     const adopted = clones.map(async ({ vmid, process, fork, exit, resetting }) => {
@@ -457,7 +424,7 @@ export class CloneGroup implements AsyncDisposable {
       this.#arrived = true;
       this.#tellArrival();
     }
-    await this.#askForSource();
+    await memtap.askForSource();
     await Promise.all(
       lost.map(({ vmid, process, reason }) =>
         this.#gone(vmid, process, { how: 'lost', reason: this.#sourceLost ?? reason }),
@@ -476,36 +443,27 @@ export class CloneGroup implements AsyncDisposable {
     const directories = vmDirectories(this.#context, ref);
     for (const path of [directories.run, directories.state]) await rm(path, { recursive: true, force: true });
     const told = this.#context.reports.ended(ref, ended);
-    void (how === 'exited' ? told.then(() => this.#forget(vmid)) : this.#forget(vmid));
+    void (how === 'exited' ? told.then(() => this.#record.forget(vmid)) : this.#record.forget(vmid));
   }
 
   async #prepare(): Promise<void> {
-    this.#record({});
+    this.#record.before({});
     const network = await this.#context.networks.acquire(this.clusterid);
     this.#network = network;
-    const { shape, clones, diskBytes } = this.#request;
-    const mount = join(this.#directory, 'm');
-    await mkdir(mount, { recursive: true, mode: 0o700 });
+    const { clones } = this.#request;
+    await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     const [started, taps, blank] = await Promise.allSettled([
-      MemtapProcess.start({
-        controlPath: join(this.#directory, 'ctl'),
-        mountPath: mount,
-        ramBytes: shape.memoryMib * 2 ** 20,
-        diskBytes,
-        logPath: join(this.#context.runDir, 'memtap.log'),
-        subject: { clusterid: this.clusterid, ticket: this.ticket },
-      }),
+      GroupMemtap.start(this.#memtapOptions),
       network.addTaps(clones),
       this.#makeBlank(),
     ]);
     // owned first: whatever fails after it, the group's end ends it
-    if (started.status === 'fulfilled') this.#own(started.value);
+    if (started.status === 'fulfilled') this.#memtap = started.value;
     for (const part of [started, taps, blank]) if (part.status === 'rejected') throw part.reason;
     if (blank.status === 'fulfilled') this.#blank = blank.value;
-    const memtap = this.#memtap;
-    if (!memtap) throw new SnowflockError('internal', 'a memtap that has started is owned');
-    this.#record({ memtap: markProcess(memtap.pid) });
-    void this.#connectAhead(memtap);
+    const memtap = this.#serving;
+    this.#record.before({ memtap: memtap.mark });
+    void memtap.connectAhead();
     const waiting = [...clones];
     const starter = async (): Promise<void> => {
       for (let next = waiting.shift(); next && !this.#disposed; next = waiting.shift()) {
@@ -518,7 +476,7 @@ export class CloneGroup implements AsyncDisposable {
       }
     };
     await Promise.all(Array.from({ length: STARTS_AT_ONCE }, starter));
-    this.#record({ state: 'prepared' });
+    this.#record.before({ state: 'prepared' });
   }
 
   /** What the disks of its clones are copies of. */
@@ -526,49 +484,9 @@ export class CloneGroup implements AsyncDisposable {
     const { diskBytes: sizeBytes } = this.#request;
     if (sizeBytes === 0) return null;
     const path = join(this.#directory, 'blank.qcow2');
-    const under = { backing: join(this.#directory, 'm', 'disk'), backingFormat: 'raw' as const };
+    const under = { backing: GroupMemtap.diskPath(this.#directory), backingFormat: 'raw' as const };
     await createOverlay({ path, ...under, sizeBytes });
     return { path, ...under };
-  }
-
-  /** Connects the memtap before there is a fork, so that the fork need not wait for it; launch() does without. */
-  async #connectAhead(memtap: MemtapProcess): Promise<void> {
-    const { host, address, sfldPort } = this.#request.parent;
-    const signal = AbortSignal.any([this.#ending.signal, AbortSignal.timeout(SOURCE_TIMEOUT_MS)]);
-    for (;;) {
-      try {
-        const source = await this.#context.peers.client({ host, address, port: sfldPort }).request({
-          method: 'GET',
-          path: `/v1/sources/${this.ticket}/pages`,
-          reply: PageSourceReply,
-          timeoutMs: SOURCE_TIMEOUT_MS,
-          signal,
-        });
-        const { port, keyHex, prefetch } = source;
-        const sources = [{ address: source.address, port }];
-        const multicastAddress = await this.#multicastAddress;
-        return await memtap.connect({ sources, key: Buffer.from(keyHex, 'hex'), multicastAddress, prefetch });
-      } catch (error) {
-        if (toSnowflockError(error).code !== 'no-such-ticket' || signal.aborted) {
-          this.#log.debug({ err: error }, 'not connected ahead of the fork');
-          return;
-        }
-      }
-      await sleep(SOURCE_RETRY_MS, undefined, { signal }).catch(() => undefined);
-    }
-  }
-
-  #onSourceLost(reason: string): void {
-    if (this.#disposed || this.#sourceLost !== null) return;
-    this.#sourceLost = `the parent's memory can no longer be fetched: ${reason}`;
-    this.#log.error({ reason }, 'source lost; its clones end');
-    for (const clone of this.clones.values()) clone[Symbol.asyncDispose]().catch(this.#logFailure(clone));
-  }
-
-  /** A clone whose memory cannot be fetched dies of it, and that may be seen before the memtap has said why. */
-  async #askForSource(): Promise<void> {
-    const said = await this.#replication();
-    if (said !== null && said.sourceLost !== null) this.#onSourceLost(said.sourceLost);
   }
 
   /** A clone ended by itself, by ic_exit, or with its source: frees what it held here and tells sfmd. */
@@ -576,7 +494,7 @@ export class CloneGroup implements AsyncDisposable {
     const launched = clone.status === 'running';
     const goes = (): boolean => this.#disposed || this.clones.get(clone.ref.vmid) !== clone;
     if (goes()) return;
-    if (how === 'lost' && !clone.exit) await this.#askForSource();
+    if (how === 'lost' && !clone.exit) await this.#memtap?.askForSource();
     if (goes()) return;
     if (!launched) {
       // Not redeemed yet, or launch() reports it.
@@ -590,12 +508,7 @@ export class CloneGroup implements AsyncDisposable {
     clone.status = ended.how === 'lost' ? 'lost' : 'exited';
     await this.#remove(clone);
     await this.#context.reports.ended(clone.ref, ended);
-    this.#forget(clone.ref.vmid);
-  }
-
-  /** It is not in the journal any more. */
-  #forget(vmid: number): void {
-    this.#note({ clones: this.#entry.clones.filter((each) => each.vmid !== vmid) });
+    this.#record.forget(clone.ref.vmid);
   }
 
   /** For what nobody waits for: what stays behind goes with the cluster, or with the next start of sfld. */
@@ -606,33 +519,12 @@ export class CloneGroup implements AsyncDisposable {
 
   async #remove(clone: CloneVm): Promise<void> {
     this.clones.delete(clone.ref.vmid);
-    const replication = await this.#replication();
-    if (replication) this.#noteDeafness(replication);
+    const replication = await this.stats();
+    if (replication) this.#memtap?.noteDeafness(replication);
     await clone[Symbol.asyncDispose]();
     // The next sfld, too, would tell sfmd what it exited with.
-    if (!clone.exit) this.#forget(clone.ref.vmid);
+    if (!clone.exit) this.#record.forget(clone.ref.vmid);
     this.#ports.onGone(fullRecord(clone, replication));
-  }
-
-  /** Of a fork that multicast was to serve, and did not. Its memtap had from the ticket to the end of a clone to hear something. */
-  #noteDeafness({ multicast }: MemtapStats): void {
-    if (multicast === null || multicast.hears || this.#saidDeaf) return;
-    this.#saidDeaf = true;
-    const { multicastHost } = this.#request;
-    this.#log.info(
-      { multicastHost },
-      'no multicast reached this host; its clones had their pages by unicast',
-    );
-  }
-
-  async #replication(): Promise<MemtapStats | null> {
-    if (this.#sourceLost !== null) return null;
-    try {
-      return (await this.#memtap?.stats()) ?? null;
-    } catch (error) {
-      this.#log.debug({ err: error }, 'the memtap gave no figures');
-      return null;
-    }
   }
 }
 
