@@ -18,7 +18,7 @@ const CLUSTERS = 2;
 const ROUND_MAX_MS = 420_000;
 
 describe.skipIf(!RUN)('chaos', () => {
-  const lab = sharedLab({ hosts: HOSTS, cpus: 4, ramMib: 1024 });
+  const lab = sharedLab({ hosts: HOSTS, cpus: 4, ramMib: 1024, hostTimeoutSeconds: 8 });
 
   it(
     `leaves nothing wrong and nothing behind in ${MINUTES} min with seed ${SEED}`,

@@ -23,7 +23,7 @@ const WRITING_MS = 300;
 const LOST_MS = 40_000;
 
 describe.skipIf(!RUN)('a checkpoint', () => {
-  const lab = sharedLab({ hosts: 2, cpus: 6, ramMib: 2048 });
+  const lab = sharedLab({ hosts: 2, cpus: 6, ramMib: 2048, hostTimeoutSeconds: 8 });
 
   const checkpoint = (...args: string[]): ReturnType<ReturnType<typeof lab>['command']> =>
     lab().command('snowflock', ['checkpoint', ...args], { deadlineMs: CREATE_MS });

@@ -10,8 +10,8 @@ import { requireVm } from './require-vm.ts';
 import { MICRO, sharedLab, TestLab } from './support/test-lab.ts';
 
 const RUN = requireVm();
-const LAB = { hosts: 2, cpus: 6, ramMib: 2048 };
-/** sfmd counts a host as down after 8 s of silence. */
+const LAB = { hosts: 2, cpus: 6, ramMib: 2048, hostTimeoutSeconds: 8 };
+/** From a host's silence to its loss. */
 const DOWN_MS = 15_000;
 /** A fork of which one host does not answer: until sfmd counts it as down. */
 const FORK_MS = 20_000;

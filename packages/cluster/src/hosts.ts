@@ -21,7 +21,6 @@ import { endMigrationOf, isMigrating, movingOf } from './migration-end.ts';
 import { findHost, sourceHostOf } from './lookup.ts';
 import {
   CLUSTERID_MAX,
-  HOST_DOWN_AFTER_MS,
   isEnded,
   VM_MISSING_AFTER_MS,
   vmsOf,
@@ -158,7 +157,7 @@ export function tick(system: SystemData, nowMs: number): Effect[] {
   const effects = expire(system);
   for (const host of Object.values(system.hosts)) {
     const silentMs = nowMs - (host.reportedAtMs ?? nowMs);
-    if (!host.up || silentMs <= HOST_DOWN_AFTER_MS) continue;
+    if (!host.up || silentMs <= system.limits.hostTimeoutMs) continue;
     host.up = false;
     effects.push({ type: 'host-down', host: host.host });
     const reason = `host ${host.host} stopped answering ${Math.round(silentMs / 1000)} s before`;

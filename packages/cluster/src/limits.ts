@@ -12,6 +12,8 @@ export interface Limits {
    * the running VM and keeps what that one overwrites. 100: whatever happens there is room.
    */
   readonly forkReservePercent: number;
+  /** A host that has not reported for longer counts as down; hosts report every 2 s. */
+  readonly hostTimeoutMs: number;
 }
 
 export const DEFAULT_LIMITS: Limits = {
@@ -21,6 +23,7 @@ export const DEFAULT_LIMITS: Limits = {
   clusters: 1024,
   blockedRequests: 1024,
   forkReservePercent: 25,
+  hostTimeoutMs: 8000,
 };
 
 /** What the host of a VM holds for one ticket of it. */

@@ -18,8 +18,6 @@ import { DEFAULT_LIMITS, type Limits } from './limits.ts';
 export const CLUSTERID_MAX = 0xfffffe;
 /** Tickets of a cluster that are remembered after their end, to tell 'used' from 'never existed'. */
 export const PAST_TICKETS_MAX = 512;
-/** A host reports every 2 s; after four missed reports it counts as down. */
-export const HOST_DOWN_AFTER_MS = 8000;
 /** An sfld asks again for 30 s after an answer got lost; what nobody has asked for after twice that is given back. */
 export const UNCLAIMED_AFTER_MS = 60_000;
 /** From the redemption of a ticket to the report of its launch: sfld launches for at most 60 s, and tells for 30 s more. */

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { HeldCheckpoint } from '@snowflock/protocol';
-import { checkpointList, HOST_DOWN_AFTER_MS, hostUsage } from '../src/index.ts';
+import { checkpointList, DEFAULT_LIMITS, hostUsage } from '../src/index.ts';
 import { codeOf, World } from './world.ts';
 
 const ID = '0d3f6b0a-7c1e-4a57-9d0e-3f1b2a4c5d6e';
@@ -130,7 +130,7 @@ describe('the registry of checkpoints', () => {
     ask();
     written();
     told(holder, [heldOf()], 'a');
-    world.nowMs += HOST_DOWN_AFTER_MS + 1;
+    world.nowMs += DEFAULT_LIMITS.hostTimeoutMs + 1;
     told(other, [], 'b');
     world.do({ type: 'tick', nowMs: world.nowMs });
     expect(checkpointList(world.system)[0]?.hostUp).toBe(false);

@@ -2,7 +2,7 @@ import * as fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { SnowflockError } from '@snowflock/protocol';
 import {
-  HOST_DOWN_AFTER_MS,
+  DEFAULT_LIMITS,
   hostUsage,
   isEnded,
   systemState,
@@ -70,7 +70,7 @@ function step(world: World, { what, a, b }: { what: number; a: number; b: number
       case 7:
         return void world.do({ type: 'shutdown', clusterid, force: a % 2 === 0, byGuest: b % 2 === 0 });
       case 8:
-        world.nowMs += a % HOST_DOWN_AFTER_MS;
+        world.nowMs += a % DEFAULT_LIMITS.hostTimeoutMs;
         return void world.do({ type: 'tick', nowMs: world.nowMs });
       case 9:
         return void world.report(host, b % 4 === 0 ? `instance-${b}` : undefined, listing(world, host, b));

@@ -151,6 +151,7 @@ export interface SfmdConfig extends CommonConfig {
     readonly clusters: number;
     readonly blockedRequests: number;
     readonly forkReservePercent: number;
+    readonly hostTimeoutMs: number;
   };
   /** 'multicast': to all hosts of a fork at once, where that is heard; 'auto' is another word for it. */
   readonly networkMode: 'multicast' | 'unicast' | 'auto';
@@ -241,6 +242,7 @@ const SFMD = {
   max_clusters: integer('clusters at a time', 1, 65536).default(1024),
   blocked_requests: integer('ticket requests that wait', 0, 3072).default(1024),
   fork_reserve: integer("percent of a master VM's memory held for each ticket", 0, 100).default(25),
+  host_timeout: integer('seconds that a host may be silent', 4, 3600).default(8),
   network_mode: oneOf('multicast', 'unicast', 'auto').default('unicast'),
   network_whitelist: z
     .array(whitelistEntry, 'must be a list of strings')
@@ -288,6 +290,7 @@ function sfmdConfig(layers: ConfigRead<z.infer<z.ZodObject<typeof SFMD>>>): Sfmd
       clusters: read.max_clusters,
       blockedRequests: read.blocked_requests,
       forkReservePercent: read.fork_reserve,
+      hostTimeoutMs: read.host_timeout * 1000,
     },
     networkMode: read.network_mode,
     networkWhitelist: read.network_whitelist,
