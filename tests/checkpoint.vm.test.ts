@@ -72,7 +72,7 @@ describe.skipIf(!RUN)('a checkpoint', () => {
       status: 1,
       err: expect.stringMatching(/there is no cluster 77/) as string,
     });
-  }, 180_000);
+  });
 
   it('is gone on from on another host, when its VM is no more: memory, disk, identity; and that VM forks', async () => {
     const master = await lab().seed({ ...MICRO, memoryMib: 128 }, { on: 1 });
@@ -122,7 +122,7 @@ describe.skipIf(!RUN)('a checkpoint', () => {
     expect(await third.sh('cat /disk/unsynced')).toBe('before');
     const copied = await copy.in(third).fork(1);
     for (const clone of copied.clones) await copy.in(third).expectRight(clone);
-  }, 300_000);
+  });
 
   it('whose host is cut off starts nothing, and what is fed from it is lost with a reason', async () => {
     const master = await lab().seed(MICRO, { on: 2 });
@@ -146,7 +146,7 @@ describe.skipIf(!RUN)('a checkpoint', () => {
     await lab().lab.healHost(2);
     await lab().hostsUp();
     expect(await info('far')).toMatchObject({ status: 'ready', hostUp: true });
-  }, 180_000);
+  });
 
   it('is not there at all when the disk is full, or its writer or sfld is killed; the VM goes on', async () => {
     const master = await lab().seed({ ...MICRO, memoryMib: 384 }, { on: 2 });
@@ -175,7 +175,7 @@ describe.skipIf(!RUN)('a checkpoint', () => {
     const { ticket, clones } = await memory.fork(1);
     for (const clone of clones) await memory.expectRight(clone);
     await memory.merge(ticket);
-  }, 240_000);
+  });
 
   /** A checkpoint that something ends while it is being written; its writer, which is held up meanwhile, is `pid`. */
   async function expectGone(master: Guest, name: string, end: (pid: number) => Promise<void>): Promise<void> {

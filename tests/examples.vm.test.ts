@@ -74,5 +74,5 @@ describe.skipIf(!requireVm())('examples', () => {
     const withoutCommand = (sam: string): string => sam.replace(/^@PG.*\n/m, '');
     expect(withoutCommand(aligned)).toBe(withoutCommand(whole));
     expect(aligned.split('\n').filter((line) => /^r\d+\t/.test(line))).toHaveLength(400);
-  }, 300_000);
+  });
 });

@@ -1,7 +1,7 @@
 // Peers that do not keep to the rules: a guest that writes nonsense into its channel, and a stranger at a memserver.
 
 import { describe, expect, it } from 'vitest';
-import { eventually } from './support/deadline.ts';
+import { eventually, patient } from './support/deadline.ts';
 import { MemoryTest } from './support/memtest.ts';
 import { requireVm } from './require-vm.ts';
 import { MICRO, sharedLab } from './support/test-lab.ts';
@@ -77,7 +77,7 @@ describe.skipIf(!RUN)('a peer that breaks the rules', () => {
       const answer = await lab().lab.exec(home === 1 ? 2 : 1, argv);
       const { bytes, ms } = JSON.parse(answer.stdout) as { bytes: number; ms: number };
       expect(bytes).toBe(40); // the hello: magic and nonce
-      expect(ms).toBeLessThan(8000);
+      expect(ms).toBeLessThan(patient(8000));
     }
     for (const clone of clones) await memory.expectRight(clone);
   });

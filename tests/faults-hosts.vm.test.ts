@@ -3,7 +3,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
-import { eventually, timed, within } from './support/deadline.ts';
+import { eventually, patient, timed, within } from './support/deadline.ts';
 import type { Guest } from './support/guest.ts';
 import { MemoryTest } from './support/memtest.ts';
 import { requireVm } from './require-vm.ts';
@@ -43,7 +43,7 @@ describe.skipIf(!RUN)('a host or a daemon that is gone', () => {
 
   async function merged(master: Guest, ticket: string): Promise<void> {
     const { ms } = await timed(() => master.run(['sfmerge', ticket]));
-    expect(ms).toBeLessThan(CALL_MS);
+    expect(ms).toBeLessThan(patient(CALL_MS));
   }
 
   it('cut off between ticket and fork: the fork has the clones of the others', async () => {
@@ -54,7 +54,7 @@ describe.skipIf(!RUN)('a host or a daemon that is gone', () => {
     await lab().lab.cutHost(2);
     const { ms, value } = await timed(() => master.run(['sfdoclone', ticket], { deadlineMs: 60_000 }));
     expect(value).toBe('I am the master with 2 clones (original VM).');
-    expect(ms).toBeLessThan(FORK_MS);
+    expect(ms).toBeLessThan(patient(FORK_MS));
     const { near, far } = await byHost(master, ticket);
     for (const clone of near)
       expect(await clone.run(['hostname'])).toBe(`sf-${clone.clusterid}-${clone.vmid}`);
@@ -74,7 +74,7 @@ describe.skipIf(!RUN)('a host or a daemon that is gone', () => {
     await lab().lab.cutHost(2);
     // As it happens: host 2 had the descriptor in time, or not, or all of it and could not say so.
     expect(await fork.line(60_000)).toMatch(/^I am the master with [24] clones \(original VM\)\.$/);
-    expect(performance.now() - begin).toBeLessThan(FORK_MS);
+    expect(performance.now() - begin).toBeLessThan(patient(FORK_MS));
     const { near, far } = await byHost(master, ticket);
     for (const clone of near)
       expect(await clone.run(['hostname'])).toBe(`sf-${clone.clusterid}-${clone.vmid}`);
@@ -129,7 +129,7 @@ describe.skipIf(!RUN)('a host or a daemon that is gone', () => {
     try {
       const { ms, value } = await timed(() => master.exec(['sfdotix', '1']));
       expect(value).toMatchObject({ status: 1, err: expect.stringMatching(/^sfdotix: timeout: /) as string });
-      expect(ms).toBeLessThan(CALL_MS);
+      expect(ms).toBeLessThan(patient(CALL_MS));
     } finally {
       lab().lab.signalDaemon(1, 'sfmd', 'SIGCONT');
     }
@@ -170,5 +170,5 @@ describe.skipIf(!RUN)('a killed sfmd', () => {
       expect((await lab.state()).clusters[0]?.tickets).toEqual([]);
     });
     expect(await lab.fork(master, 1)).toBeTruthy();
-  }, 180_000);
+  });
 });

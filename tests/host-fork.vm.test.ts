@@ -78,14 +78,14 @@ describe.skipIf(!RUN)('a fork from outside', () => {
       status: 1,
       err: expect.stringContaining(`no cluster has ticket ${ticket}`) as string,
     });
-  }, 90_000);
+  });
 
   it('goes beside forks that the guest asks for', async () => {
     const master = await seed();
     const [ours, its] = await Promise.all([fork(master, 1), lab().fork(master, 1)]);
     for (const vm of [master, ...ours.clones, ...its.clones])
       expect(await whoami(vm)).toBe(`ok ${vm.clusterid} ${vm.vmid}`);
-  }, 60_000);
+  });
 
   it('is refused when there is no such VM, or no room, and leaves nothing', async () => {
     const master = await seed();
@@ -99,7 +99,7 @@ describe.skipIf(!RUN)('a fork from outside', () => {
     expect((await lab().state()).clusters[0]?.tickets).toEqual([]);
     const { clones } = await fork(master, 100, '--min', '3');
     expect(clones).toHaveLength(7);
-  }, 60_000);
+  });
 
   it('of a guest without an agent is refused, or makes clones that are not on the network', async () => {
     const master = await seed();
@@ -129,5 +129,5 @@ describe.skipIf(!RUN)('a fork from outside', () => {
     }
     expect(await lab().command('snowflock', ['merge', master.name])).toMatchObject({ status: 0 });
     await onlyLeft([master]);
-  }, 120_000);
+  });
 });

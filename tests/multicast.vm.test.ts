@@ -41,5 +41,5 @@ describe.skipIf(!RUN)('memory by multicast', () => {
     expect(multicastBytes).toBeGreaterThan(0.7 * AREA_BYTES);
     expect(unicastBytes + multicastBytes).toBeLessThan(0.65 * gotBytes);
     await memory.merge(ticket);
-  }, 180_000);
+  });
 });

@@ -1,24 +1,11 @@
 // What an administrator sees of a fork: figures, logs, the API's own description. Nobody without a certificate sees any.
 
-import * as http from 'node:http';
 import { describe, expect, it } from 'vitest';
 import { requireVm } from './require-vm.ts';
+import { getText } from './support/get-text.ts';
 import { sharedLab } from './support/test-lab.ts';
 
 const RUN = requireVm();
-const STRANGER_MS = 5000;
-
-function getText(socketPath: string, path: string): Promise<string> {
-  return new Promise((resolve, reject) => {
-    http
-      .get({ socketPath, path, timeout: STRANGER_MS }, (response) => {
-        let text = '';
-        response.on('data', (chunk: Buffer) => (text += chunk.toString()));
-        response.on('end', () => resolve(text));
-      })
-      .on('error', reject);
-  });
-}
 
 /** Sum of a metric over its labels that match. */
 function sumOf(text: string, name: string, label = ''): number {

@@ -76,7 +76,7 @@ describe.skipIf(!RUN)('reset', () => {
     await expectReset(clone);
     expect(await clone.sh('cat /run/mark 2>/dev/null || echo none')).toBe('none');
     expect((await master.exec(['sfmerge', ticket])).status).toBe(0);
-  }, 240_000);
+  });
 
   it('goes on in the same QEMU, and in a new one where that cannot be; one that sfld is killed in loses the clone', async () => {
     const master = await lab().seed(MICRO, { on: 1 });
@@ -100,7 +100,7 @@ describe.skipIf(!RUN)('reset', () => {
     expect((await cut.over).status).toBe(1);
     expect(await lab().endOf(clone, 'lost', 30_000)).toMatch(/ended while it was being reset/);
     expect((await master.exec(['sfmerge', ticket])).status).toBe(0);
-  }, 120_000);
+  });
 
   it('is refused where there is no fork point, and for a clone with tickets of its own', async () => {
     const master = await lab().seed();
@@ -117,5 +117,5 @@ describe.skipIf(!RUN)('reset', () => {
     await clone.run(['sfmerge', '']);
     await expectReset(clone);
     expect(await clone.run(['hostname'])).toBe(`sf-${clone.clusterid}-${clone.vmid}`);
-  }, 120_000);
+  });
 });

@@ -1,7 +1,9 @@
 // Tickets seen from the guests: each wrong use has its refusal, and what there is of resources is all that is given.
 
+import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { eventually, timed } from './support/deadline.ts';
+import { eventually, patient, timed } from './support/deadline.ts';
+import { getText } from './support/get-text.ts';
 import { compileForGuest } from './support/guest-programs.ts';
 import type { Guest, GuestProgram } from './support/guest.ts';
 import { requireVm } from './require-vm.ts';
@@ -33,6 +35,15 @@ describe.skipIf(!RUN)('tickets', () => {
     const [, ticket] = /^ok [1-9]\d* (\S+)$/.exec(await call(guest, `request_clone_ticket ${line}`)) ?? [];
     if (ticket === undefined) throw new Error(`request_clone_ticket ${line}: nothing was granted`);
     return ticket;
+  }
+
+  /** Until so many requests wait, and go on waiting. */
+  async function inLine(count: number): Promise<void> {
+    const sfmd = join(lab().lab.dir, 'host-1/master-run/sfmd.sock');
+    await eventually(AT_ONCE_MS, `${count} requests in line`, async () => {
+      const gauge = /^snowflock_queue_length\{queue="tickets"\} (\d+)$/m;
+      expect(gauge.exec(await getText(sfmd, '/metrics'))?.[1]).toBe(String(count));
+    });
   }
 
   it('work once, and only in their own cluster', async () => {
@@ -116,7 +127,7 @@ describe.skipIf(!RUN)('tickets', () => {
     for (const line of ['1 0 0 0', '1 0 1 0', '1 0 -1 0', '5 1 0 0']) {
       const { ms, value } = await timed(() => call(master, `request_clone_ticket ${line}`));
       expect(value).toBe('ok 0 -');
-      expect(ms).toBeLessThan(AT_ONCE_MS);
+      expect(ms).toBeLessThan(patient(AT_ONCE_MS));
     }
     const none = await master.exec(['sfclone', '1']);
     expect(none).toMatchObject({
@@ -126,7 +137,7 @@ describe.skipIf(!RUN)('tickets', () => {
     });
     const never = await timed(() => call(master, 'request_clone_ticket 4 0 -1 1'));
     expect(never.value).toMatch(/^err no-resources 4 clones will never fit: .* room for 3$/);
-    expect(never.ms).toBeLessThan(AT_ONCE_MS);
+    expect(never.ms).toBeLessThan(patient(AT_ONCE_MS));
     await call(master, `dispose_ticket ${all}`);
     const partial = await master.run(['sfclone', '10']);
     expect(partial).toMatch(
@@ -141,16 +152,19 @@ describe.skipIf(!RUN)('tickets', () => {
     const { ticket } = await lab().fork(master, 3);
 
     await using first = await waiting(2);
+    await inLine(1);
     await using killed = await waiting(2);
+    await inLine(2);
     await using third = await waiting(1);
-    await expect(first.line(1500)).rejects.toThrow(/not within/);
+    await inLine(3);
     killed.kill(9);
     await killed.exited;
+    await inLine(2);
     const { ms } = await timed(() => master.run(['sfmerge', ticket]));
     // In the order of asking, without the one that went: two of the three processors, and the third.
     expect(await first.line(AT_ONCE_MS)).toMatch(/^ok 2 \S+$/);
     expect(await third.line(AT_ONCE_MS)).toMatch(/^ok 1 \S+$/);
-    expect(ms).toBeLessThan(AT_ONCE_MS);
+    expect(ms).toBeLessThan(patient(AT_ONCE_MS));
     await eventually(AT_ONCE_MS, 'two tickets, and none for the process that was killed', async () => {
       const words = (await call(master, 'list_tickets')).split(' ');
       expect(words.length).toBe('ok unused outstanding'.split(' ').length + 2);

@@ -3,7 +3,7 @@
 import { PassThrough, Writable } from 'node:stream';
 import { connectExec, execInVm, startExec, type ExecHandle } from '@snowflock/sdk';
 import type { ControlClient } from '@snowflock/protocol';
-import { eventually, within } from './deadline.ts';
+import { eventually, patient, within, withinExactly } from './deadline.ts';
 
 /** For a command that only looks at something; a guest under emulation on a busy machine is slow. */
 const COMMAND_MS = 45_000;
@@ -49,7 +49,8 @@ export class Guest {
 
   /** Runs a command to its end; any exit status is an answer. */
   async exec(argv: readonly string[], options: GuestOptions = {}): Promise<Outcome> {
-    const { input, deadlineMs = COMMAND_MS } = options;
+    const { input } = options;
+    const deadlineMs = patient(options.deadlineMs ?? COMMAND_MS);
     const late = AbortSignal.timeout(deadlineMs);
     const result = await execInVm(this.#client(), this.name, argv, {
       input,
@@ -131,14 +132,14 @@ export class GuestProgram implements AsyncDisposable {
 
   /** The next line that it prints, on either stream. */
   async line(deadlineMs = COMMAND_MS): Promise<string> {
-    const end = performance.now() + deadlineMs;
+    const end = performance.now() + patient(deadlineMs);
     for (;;) {
       const line = this.#lines.shift();
       if (line !== undefined) return line;
       if (this.#ended !== undefined)
         throw new Error(`${this.#what} ended with ${this.#ended}; no more lines`);
       const more = new Promise<void>((resolve) => (this.#wake = resolve));
-      await within(Math.max(0, end - performance.now()), `a line of ${this.#what}`, more);
+      await withinExactly(Math.max(0, end - performance.now()), `a line of ${this.#what}`, more);
     }
   }
 

@@ -13,7 +13,7 @@ import {
   type VmState,
 } from '@snowflock/protocol';
 import { z } from 'zod';
-import { eventually, within } from './deadline.ts';
+import { eventually, patient, within } from './deadline.ts';
 import { Guest } from './guest.ts';
 import { hostCommand, type CommandOutcome } from './host-command.ts';
 import { processesOf, vmLeftovers } from './leftovers.ts';
@@ -80,7 +80,7 @@ export class TestLab {
   }
 
   get<T>(path: string, reply: z.ZodType<T>, k = 1): Promise<T> {
-    return this.lab.client(k).request({ method: 'GET', path, reply, timeoutMs: CALL_MS });
+    return this.lab.client(k).request({ method: 'GET', path, reply, timeoutMs: patient(CALL_MS) });
   }
 
   async vm(guest: Guest): Promise<VmState | undefined> {
@@ -145,7 +145,7 @@ export class TestLab {
         path: '/v1/master/clusters',
         body: shape,
         reply: SeedReply,
-        timeoutMs: BOOT_MS,
+        timeoutMs: patient(BOOT_MS),
       });
       if (on !== undefined && reply.host !== this.lab.hosts[on - 1]?.name) {
         await this.shutdown(reply.clusterid); // sfmd chooses at random
@@ -215,7 +215,9 @@ export class TestLab {
 
   async shutdown(clusterid: number, force = true): Promise<void> {
     const path = `/v1/master/clusters/${clusterid}${force ? '?force=1' : ''}`;
-    await this.lab.client(1).request({ method: 'DELETE', path, reply: NoReply, timeoutMs: SHUTDOWN_MS });
+    await this.lab
+      .client(1)
+      .request({ method: 'DELETE', path, reply: NoReply, timeoutMs: patient(SHUTDOWN_MS) });
   }
 
   // ---- cleaning up ------------------------------------------------------------------------------------------------
@@ -283,7 +285,9 @@ export class TestLab {
     const all = await this.get('/v1/master/checkpoints', z.array(CheckpointInfo));
     for (const { name } of all) {
       const path = `/v1/master/checkpoints/${name}`;
-      await this.lab.client(1).request({ method: 'DELETE', path, reply: NoReply, timeoutMs: CALL_MS });
+      await this.lab
+        .client(1)
+        .request({ method: 'DELETE', path, reply: NoReply, timeoutMs: patient(CALL_MS) });
     }
   }
 
@@ -310,7 +314,7 @@ export function sharedLab(options: TestLabOptions): () => TestLab {
   beforeAll(async () => {
     lab = await TestLab.up(options);
   });
-  afterEach(() => current().reset(), 90_000);
-  afterAll(() => lab?.down(), 90_000);
+  afterEach(() => current().reset());
+  afterAll(() => lab?.down());
   return current;
 }

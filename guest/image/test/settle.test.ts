@@ -118,13 +118,12 @@ describe.skipIf(!able)('hooks', () => {
   it('may leave a process running and ask the agent, but not fork', async () => {
     await using bench = await start({
       a:
-        "sleep 3 & python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); s.connect('${0%/*}/../agent.sock'); " +
+        "sleep 15 & python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); s.connect('${0%/*}/../agent.sock'); " +
         `s.sendall(b'whoami\\nclone_master ${T}\\n'); f = s.makefile(); print(f.readline() + f.readline())" > \${0%/*}/../said`,
     });
-    const begin = performance.now();
+    // A hook has 10 s: it would be too late if the agent waited for what it left.
     const { id, caller } = await forkTo(bench);
-    expect(await reason(bench, id)).toBe('');
-    expect(performance.now() - begin).toBeLessThan(2_500);
+    expect(await reason(bench, id, 12_000)).toBe('');
     expect(readFileSync(join(bench.hooks, '../said'), 'utf8')).toMatch(
       /^ok 7 2\nerr unavailable this clone runs its hooks/,
     );

@@ -165,7 +165,7 @@ describe('tools', () => {
     const stop = AbortSignal.timeout(100);
     const started = Date.now();
     await expect(run('sh', ['-c', 'sleep 30 & wait'], { signal: stop })).rejects.toThrow();
-    expect(Date.now() - started).toBeLessThan(3000);
+    expect(Date.now() - started).toBeLessThan(20_000);
   });
 });
 

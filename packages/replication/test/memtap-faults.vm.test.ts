@@ -11,6 +11,8 @@ import { startChild } from '../src/supervisor/child-process.ts';
 import { FaultyProxy } from './faulty-proxy.ts';
 import { Harness, type SourceProcess } from './vm-harness.ts';
 
+/** Far less than the minute for which a source is looked for. */
+const AT_ONCE_MS = 20_000;
 const PAGES = 8192;
 const SEED = 9;
 /** What fault-client exits with when it gets SIGBUS. */
@@ -194,7 +196,7 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap under faults
     const started = performance.now();
     for (const reader of readers) reader.child.kill('SIGKILL');
     for (const reader of readers) expect(await reader.done).toMatchObject({ signal: 'SIGKILL' });
-    expect(performance.now() - started).toBeLessThan(1000);
+    expect(performance.now() - started).toBeLessThan(AT_ONCE_MS);
     proxy.faults = {};
     proxy.cutAll();
     expect(await harness.faults([memtap.ramPath, SEED, 'dense', 'rand', PAGES])).toMatchObject({ wrong: 0 });
@@ -208,7 +210,7 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap under faults
     await expect.poll(async () => (await memtap.stats()).heldReads).toBe(1);
     const started = performance.now();
     await memtap.stop();
-    expect(performance.now() - started).toBeLessThan(3000);
+    expect(performance.now() - started).toBeLessThan(AT_ONCE_MS);
     expect((await reader.done).code).toBe(SIGBUS_EXIT);
     expect(isMounted(memtap.mountPath)).toBe(false);
   });
