@@ -118,6 +118,10 @@ describe.skipIf(!RUN)('a fork from outside', () => {
         err: expect.stringMatching(/no SnowFlock agent answers in VM \d+:0.*--isolated/) as string,
       });
     });
+    expect(await lab().command('snowflock', ['checkpoint', 'create', master.name, 'silent'])).toMatchObject({
+      status: 1,
+      err: expect.stringMatching(/no SnowFlock agent answers in VM \d+:0/) as string,
+    });
     const { clones } = await fork(master, 2, '--isolated');
     expect(clones).toHaveLength(2);
     const running = (await Promise.all([1, 2].map((each) => lab().clonesOn(each, master.clusterid)))).flat();

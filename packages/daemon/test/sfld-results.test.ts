@@ -188,7 +188,7 @@ describe('the route', () => {
     ])
       expect(await send('h2', `/v1/tickets/${TICKET}/results/2${query}`)).toBe('bad-request');
     expect(existsSync(join(directory, 'results', TICKET, '2_-3'))).toBe(false);
-  }, 30_000);
+  });
 });
 
 function* zeroes(sizeBytes: number): Generator<Buffer> {

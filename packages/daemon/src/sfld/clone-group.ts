@@ -524,7 +524,8 @@ export class CloneGroup implements AsyncDisposable {
     await clone[Symbol.asyncDispose]();
     // The next sfld, too, would tell sfmd what it exited with.
     if (!clone.exit) this.#record.forget(clone.ref.vmid);
-    this.#ports.onGone(fullRecord(clone, replication));
+    const status = clone.status === 'running' ? 'exited' : clone.status;
+    this.#ports.onGone({ ...fullRecord(clone, replication), status });
   }
 }
 

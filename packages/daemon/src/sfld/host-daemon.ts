@@ -300,6 +300,11 @@ export class HostDaemon implements AsyncDisposable {
     this.#refuseWhenStopping();
     const vm = this.vm(parseVmRef(request.vm));
     if (!vm) throw new SnowflockError('no-such-vm', `VM ${request.vm} is not on host ${this.context.host}`);
+    if (!(await vm.port.agentAnswers()))
+      throw new SnowflockError(
+        'no-agent',
+        `no SnowFlock agent answers in VM ${request.vm}: its guest has none, or still boots. VMs made of a checkpoint of it could not be told who they are`,
+      );
     return this.#writer.write(request, vm.forks);
   }
 
