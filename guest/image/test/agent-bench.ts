@@ -202,7 +202,7 @@ export class LineClient {
   }
 
   /** The next line, or undefined at the end of the connection. */
-  async line(timeoutMs = 5000): Promise<string | undefined> {
+  async line(timeoutMs = 15_000): Promise<string | undefined> {
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       const end = this.#text.indexOf('\n');

@@ -59,9 +59,9 @@ describe.skipIf(!able)('micro', () => {
     expect(call.text).toBe(`clone_master ${T}`);
     // The largest gap so far is asked away, so that the next answer tells of the hold alone.
     vm.host.send('execIn', gap, '\n');
-    await vm.host.next('execOut', 5000, gap);
+    await vm.host.next('execOut', 15_000, gap);
     vm.host.send('hold', call.id);
-    await vm.host.next('held', 5000, call.id);
+    await vm.host.next('held', 15_000, call.id);
     await new Promise((resolve) => setTimeout(resolve, 400));
     const sent = performance.now();
     vm.host.send(
@@ -69,7 +69,7 @@ describe.skipIf(!able)('micro', () => {
       call.id,
       testIdentity({ vmid: 3, nclones: 3, hostname: 'clone3', ip: '10.0.0.4', mac: '52:54:00:00:00:04' }),
     );
-    await vm.host.next('identified', 5000, call.id);
+    await vm.host.next('identified', 15_000, call.id);
     console.log(
       `micro, ${cpus} CPUs: ${(performance.now() - sent).toFixed(1)} ms from IDENTITY to IDENTIFIED`,
     );
@@ -95,14 +95,14 @@ describe.skipIf(!able)('micro', () => {
     vm.host.startExec(['sh', '-c', `sfdoclone ${T}`]);
     const call = await vm.host.nextCall();
     vm.host.send('execIn', gap, '\n');
-    await vm.host.next('execOut', 5000, gap);
+    await vm.host.next('execOut', 15_000, gap);
     vm.host.send('hold', call.id);
-    await vm.host.next('held', 5000, call.id);
+    await vm.host.next('held', 15_000, call.id);
     await new Promise((resolve) => setTimeout(resolve, 500));
     vm.host.send('identity', call.id, testIdentity({ nclones: 1 }));
     vm.host.send('reply', call.id, 'ok 1 0');
     vm.host.send('execIn', gap, '\n');
-    const us = Number((await vm.host.next('execOut', 5000, gap)).payload.subarray(1).toString());
+    const us = Number((await vm.host.next('execOut', 15_000, gap)).payload.subarray(1).toString());
     expect(us).toBeGreaterThan(490_000);
     expect(us).toBeLessThan(20_000_000);
   });

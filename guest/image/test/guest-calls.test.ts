@@ -162,7 +162,7 @@ describe.skipIf(!able)('the TypeScript module', () => {
   const received = async (bench: AgentBench, id: number, sizeBytes: number): Promise<Buffer> => {
     const parts: Buffer[] = [];
     for (let have = 0; have < sizeBytes; have += parts.at(-1)?.length ?? 0) {
-      parts.push((await bench.host.next('callData', 5000, id)).payload);
+      parts.push((await bench.host.next('callData', 15_000, id)).payload);
       bench.host.grant(id, parts.at(-1)?.length ?? 0, 'callCredit');
     }
     return Buffer.concat(parts);

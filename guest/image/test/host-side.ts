@@ -63,7 +63,7 @@ export class HostSide {
   async callData(id: number, sizeBytes: number): Promise<Buffer> {
     const parts: Buffer[] = [];
     for (let left = sizeBytes; left > 0;) {
-      const { payload } = await this.next('callData', 5000, id);
+      const { payload } = await this.next('callData', 15_000, id);
       parts.push(payload);
       left -= payload.length;
       this.grant(id, payload.length, 'callCredit');
@@ -76,7 +76,7 @@ export class HostSide {
     let credit = CALL_WINDOW_BYTES;
     for (let at = 0; at < bytes.length;) {
       while (this.waiting('callCredit') > 0 || credit === 0)
-        credit += (await this.next('callCredit', 5000, id)).payload.readUInt32LE(0);
+        credit += (await this.next('callCredit', 15_000, id)).payload.readUInt32LE(0);
       const part = bytes.subarray(at, at + Math.min(credit, GUEST_PAYLOAD_MAX));
       this.send('replyData', id, part);
       at += part.length;
@@ -85,7 +85,7 @@ export class HostSide {
   }
 
   /** Takes the first waiting frame of that type (and id), waiting for it if need be; others stay. */
-  async next(type: FrameName, timeoutMs = 5000, id?: number): Promise<GuestFrame> {
+  async next(type: FrameName, timeoutMs = 15_000, id?: number): Promise<GuestFrame> {
     const wanted = (f: GuestFrame): boolean =>
       f.type === GuestFrameType[type] && (id === undefined || f.id === id);
     return this.#take(wanted, timeoutMs, `${type} frame`);
@@ -96,7 +96,7 @@ export class HostSide {
     return this.#frames.filter((f) => f.type === GuestFrameType[type]).length;
   }
 
-  async nextCall(timeoutMs = 5000): Promise<{ id: number; text: string }> {
+  async nextCall(timeoutMs = 15_000): Promise<{ id: number; text: string }> {
     const frame = await this.next('call', timeoutMs);
     return { id: frame.id, text: frame.payload.toString() };
   }

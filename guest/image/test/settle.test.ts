@@ -30,14 +30,14 @@ async function forkTo(
   caller.write(`${call}\n`);
   const { id } = await bench.host.nextCall();
   bench.host.send('hold', id);
-  await bench.host.next('held', 5000, id);
+  await bench.host.next('held', 15_000, id);
   bench.host.send('identity', id, testIdentity({ vmid: 2, nclones: 3, hostname: 'clone2', ticket: T }));
   return { id, caller };
 }
 
 const settling = async (bench: AgentBench, id: number): Promise<string> =>
-  (await bench.host.next('identified', 5000, id)).payload.toString();
-const reason = async (bench: AgentBench, id: number, timeoutMs = 5000): Promise<string> =>
+  (await bench.host.next('identified', 15_000, id)).payload.toString();
+const reason = async (bench: AgentBench, id: number, timeoutMs = 15_000): Promise<string> =>
   (await bench.host.next('settled', timeoutMs, id)).payload.toString();
 
 describe.skipIf(!able)('hooks', () => {
@@ -113,7 +113,7 @@ describe.skipIf(!able)('hooks', () => {
     const third = await forkTo(hanging);
     expect(await reason(hanging, third.id, 12_000)).toBe('hook a did not end within 10 s');
     for (const { caller } of [first, second, third]) caller.close();
-  }, 25_000);
+  });
 
   it('may leave a process running and ask the agent, but not fork', async () => {
     await using bench = await start({
@@ -136,7 +136,7 @@ describe.skipIf(!able)('hooks', () => {
     caller.write(`clone_master ${T}\n`);
     const { id } = await bench.host.nextCall();
     bench.host.send('hold', id);
-    await bench.host.next('held', 5000, id);
+    await bench.host.next('held', 15_000, id);
     bench.host.send('identity', id, testIdentity({ nclones: 1 }));
     bench.host.send('reply', id, 'ok 1 0');
     expect(await caller.line()).toBe('ok 1 0');

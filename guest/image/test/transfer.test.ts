@@ -28,7 +28,7 @@ class RawClient {
     this.socket.on('close', () => (this.ended = true));
   }
 
-  async until(what: string, holds: () => boolean, deadlineMs = 5000): Promise<void> {
+  async until(what: string, holds: () => boolean, deadlineMs = 15_000): Promise<void> {
     for (const end = Date.now() + deadlineMs; !holds(); await sleep(10))
       if (Date.now() > end) throw new Error(`${what}: not within ${deadlineMs} ms`);
   }
@@ -60,14 +60,14 @@ describe.skipIf(!able)('the bytes of a call', () => {
     const { id } = await bench.host.nextCall();
     let sizeBytes = 0;
     for (; sizeBytes < CALL_WINDOW_BYTES;)
-      sizeBytes += (await bench.host.next('callData', 5000, id)).payload.length;
+      sizeBytes += (await bench.host.next('callData', 15_000, id)).payload.length;
     await sleep(QUIET_MS);
     expect({ sizeBytes, more: bench.host.waiting('callData') }).toEqual({
       sizeBytes: CALL_WINDOW_BYTES,
       more: 0,
     });
     bench.host.grant(id, 5, 'callCredit');
-    expect((await bench.host.next('callData', 5000, id)).payload.length).toBe(5);
+    expect((await bench.host.next('callData', 15_000, id)).payload.length).toBe(5);
     client.socket.destroy();
     expect((await bench.host.next('cancel')).id).toBe(id);
   });
@@ -95,7 +95,7 @@ describe.skipIf(!able)('the bytes of a call', () => {
     const client = new RawClient(bench);
     client.socket.end('ic_exit 0 +10\nhalf');
     const { id } = await bench.host.nextCall();
-    expect((await bench.host.next('callData', 5000, id)).payload.toString()).toBe('half');
+    expect((await bench.host.next('callData', 15_000, id)).payload.toString()).toBe('half');
     expect((await bench.host.next('cancel')).id).toBe(id);
   });
 
@@ -146,7 +146,7 @@ describe.skipIf(!able)('the bytes of a reply', () => {
     let sent = 0;
     for (;;) {
       while (bench.host.waiting('callCredit') > 0)
-        credit += (await bench.host.next('callCredit', 5000, id)).payload.readUInt32LE(0);
+        credit += (await bench.host.next('callCredit', 15_000, id)).payload.readUInt32LE(0);
       if (credit === 0) break;
       const part = Buffer.alloc(Math.min(credit, GUEST_PAYLOAD_MAX));
       bench.host.send('replyData', id, part);
@@ -195,7 +195,7 @@ describe.skipIf(!able)('the bytes of a reply', () => {
     forker.write(`clone_master ${T}\n`);
     const fork = await bench.host.nextCall();
     bench.host.send('hold', fork.id);
-    await bench.host.next('held', 5000, fork.id);
+    await bench.host.next('held', 15_000, fork.id);
     bench.host.send('identity', fork.id, testIdentity({ nclones: 1, vmid: 1, hostname: 'clone' }));
     expect(await forker.line()).toBe('ok 1 1');
     await clients[1].until('its end', () => clients[1].ended);

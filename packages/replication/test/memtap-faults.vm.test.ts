@@ -59,6 +59,12 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap under faults
     return { memserver, source, proxy, memtap, lost };
   }
 
+  /** Until somebody has begun to read. */
+  async function reads(memtap: MemtapProcess): Promise<void> {
+    const before = (await memtap.stats()).demandReads;
+    await expect.poll(async () => (await memtap.stats()).demandReads).toBeGreaterThan(before);
+  }
+
   it('a memtap that is killed while it rehearses is gone at once', async () => {
     const key = randomBytes(32);
     const memserver = await harness.memserver({ key });
@@ -68,7 +74,7 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap under faults
       await sleep(afterMs);
       process.kill(memtap.pid, 'SIGKILL');
       // a process that waits for its own mount would never end, and keep all that use the mount
-      await expect.poll(() => existsSync(`/proc/${memtap.pid}/exe`), { timeout: 3000 }).toBe(false);
+      await expect.poll(() => existsSync(`/proc/${memtap.pid}/exe`), { timeout: AT_ONCE_MS }).toBe(false);
       await cleanupMount(memtap.mountPath);
     }
   });
@@ -90,7 +96,9 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap under faults
       ...{ pid: memtap.pid, controlPath: harness.path('breaks.control'), mountPath: mount },
     });
     // it has no source, so that they wait
-    await expect.poll(async () => (await asked.stats()).heldReads, { timeout: 10_000 }).toBeGreaterThan(0);
+    await expect
+      .poll(async () => (await asked.stats()).heldReads, { timeout: AT_ONCE_MS })
+      .toBeGreaterThan(0);
     asked.detach();
     process.kill(memtap.pid, 'SIGUSR2');
     expect(await memtap.exited).toEqual({ code: null, signal: 'SIGKILL' });
@@ -112,7 +120,7 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap under faults
     const { proxy, memtap } = await proxied();
     proxy.faults = { delayMs: 5 };
     const running = harness.faults([memtap.ramPath, SEED, 'dense', 'rand', 300]);
-    await sleep(300);
+    await reads(memtap);
     proxy.faults = { refusing: true };
     proxy.cutAll();
     await sleep(1000);
@@ -147,7 +155,7 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap under faults
     const { memserver, source, memtap, lost } = await proxied({ sourceTimeoutMs: 1000 });
     const gone = new Promise((resolve) => source.child.once('exit', resolve));
     const running = harness.startFaults([memtap.ramPath, SEED, 'dense', 'rand', PAGES]);
-    await sleep(30);
+    await reads(memtap);
     process.kill(memserver.pid, 'SIGKILL');
     expect(await gone).toBe(0);
     // whatever it had mapped it keeps; the rest is gone
@@ -172,7 +180,7 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap under faults
     const { proxy, memtap } = await proxied();
     proxy.faults = { delayMs: 20 };
     const running = harness.startFaults([memtap.ramPath, SEED, 'dense', 'rand', PAGES]);
-    await sleep(300);
+    await reads(memtap);
     process.kill(memtap.pid, 'SIGKILL');
     await memtap.exited;
     expect((await running.done).code).toBe(SIGBUS_EXIT);

@@ -149,7 +149,7 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap', () => {
           before = demandReads;
           return over;
         },
-        { interval: 200, timeout: 5000 },
+        { interval: 200, timeout: 20_000 },
       )
       .toBe(true);
     const rehearsal = statSync(join(memtap.mountPath, 'rehearsal'));

@@ -106,7 +106,7 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtaps with multic
     if (stays === undefined || goes === undefined) throw new Error('two memtaps');
     await goes.stop();
     await expect
-      .poll(async () => (await multicast()).multicastMembers, { timeout: 2 * MEMBER_TIMEOUT_MS })
+      .poll(async () => (await multicast()).multicastMembers, { timeout: 6 * MEMBER_TIMEOUT_MS })
       .toBe(1);
     expect(await read(stays, seed)).toMatchObject({ wrong: 0 });
     expect((await multicast()).multicastPages).toBe(0);

@@ -109,7 +109,7 @@ describe.skipIf(!requireVm(['root']))('the page server', () => {
     const silent = await connect();
     await expect.poll(() => wrong.socket.destroyed && garbage.socket.destroyed).toBe(true);
     expect(silent.socket.destroyed).toBe(false);
-    await expect.poll(() => silent.socket.destroyed, { timeout: 8000 }).toBe(true);
+    await expect.poll(() => silent.socket.destroyed, { timeout: 30_000 }).toBe(true);
     expect(await memserver.stats()).toMatchObject({
       failedHandshakes: 2,
       droppedClients: 2,
