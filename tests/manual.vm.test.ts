@@ -193,7 +193,7 @@ describe.skipIf(!RUN).each([
     await gone(lab());
   }
 
-  it.each(sentences)('%s', { timeout: 180_000 }, async (sentence) => {
+  it.each(sentences)('%s', async (sentence) => {
     if (told.size === 0) await run();
     expect(told.get(sentence)).toBe('ok');
     expect([...told.keys()]).toEqual(sentences);

@@ -39,67 +39,61 @@ describe.skipIf(!requireVm(['root', 'ip', 'nft', 'qemu']))('the certificates of 
     await lab.startDaemon(k, 'sfld');
   };
 
-  it(
-    'let only the host of the master VM launch its clones, and only theirs read its memory',
-    { timeout: 120_000 },
-    async () => {
-      const client = lab.client(1);
-      const seeded = await client.request({
-        method: 'POST',
-        path: '/v1/master/clusters',
-        body: { diskImage: 'micro', vcpus: 1, memoryMib: 96 },
-        reply: SeedReply,
-        timeoutMs: COMMAND_TIMEOUT_MS,
-      });
-      const guest = new Guest(() => client, seeded);
-      const ticket = /^Ticket is (\S+)$/m.exec(await guest.run(['sfdotix', '2']))?.[1] ?? '';
-      const parent = seeded.host === 'host1' ? 1 : 2;
-      // The parent's own host and the other one each try the clones on the other one.
-      const asHost = async (
-        from: number,
-        to: number,
-        asked: { method: string; path: string },
-      ): Promise<string> => {
-        const tls = join(lab.dir, `host-${from}/tls`);
-        const script = `const { readFileSync: read } = require('node:fs');
+  it('let only the host of the master VM launch its clones, and only theirs read its memory', async () => {
+    const client = lab.client(1);
+    const seeded = await client.request({
+      method: 'POST',
+      path: '/v1/master/clusters',
+      body: { diskImage: 'micro', vcpus: 1, memoryMib: 96 },
+      reply: SeedReply,
+      timeoutMs: COMMAND_TIMEOUT_MS,
+    });
+    const guest = new Guest(() => client, seeded);
+    const ticket = /^Ticket is (\S+)$/m.exec(await guest.run(['sfdotix', '2']))?.[1] ?? '';
+    const parent = seeded.host === 'host1' ? 1 : 2;
+    // The parent's own host and the other one each try the clones on the other one.
+    const asHost = async (
+      from: number,
+      to: number,
+      asked: { method: string; path: string },
+    ): Promise<string> => {
+      const tls = join(lab.dir, `host-${from}/tls`);
+      const script = `const { readFileSync: read } = require('node:fs');
         const [ca, cert, key] = ['ca.crt', 'host.crt', 'host.key'].map((name) => read('${tls}/' + name));
         const headers = { 'content-type': 'application/octet-stream' };
         const to = { host: 'host${to}', port: 49183, ...${JSON.stringify(asked)} };
         require('node:https').request({ ...to, ca, cert, key, headers, timeout: 20000 }, (reply) => reply.pipe(process.stdout))
           .on('error', (error) => console.log(error.message)).end(to.method === 'POST' ? 'x' : undefined);`;
-        return (await lab.exec(from, [process.execPath, '-e', script])).stdout;
-      };
-      const launch = (from: number, to: number): Promise<string> =>
-        asHost(from, to, { method: 'POST', path: `/v1/tickets/${ticket}/launch` });
-      const other = 3 - parent;
-      await expect
-        .poll(() => launch(other, other), { timeout: 30_000, interval: 500 })
-        .toContain(`launched by host 'host${parent}', not by 'host${other}'`);
-      // It may, and is told that this is no descriptor.
-      expect(await launch(parent, other)).toContain('bad-request');
+      return (await lab.exec(from, [process.execPath, '-e', script])).stdout;
+    };
+    const launch = (from: number, to: number): Promise<string> =>
+      asHost(from, to, { method: 'POST', path: `/v1/tickets/${ticket}/launch` });
+    const other = 3 - parent;
+    await expect
+      .poll(() => launch(other, other), { timeout: 30_000, interval: 500 })
+      .toContain(`launched by host 'host${parent}', not by 'host${other}'`);
+    // It may, and is told that this is no descriptor.
+    expect(await launch(parent, other)).toContain('bad-request');
 
-      // The key to the pages of a fork is for the hosts of its clones.
-      const single = /^Ticket is (\S+)$/m.exec(await guest.run(['sfdotix', '1']))?.[1] ?? '';
-      const placed = (await lab.state()).clusters
-        .flatMap(({ vms }) => vms)
-        .find((vm) => vm.ticket === single);
-      const target = placed?.host === 'host1' ? 1 : 2;
-      const pages = (from: number): Promise<string> =>
-        asHost(from, parent, { method: 'GET', path: `/v1/sources/${single}/pages` });
-      await expect.poll(() => pages(target), { timeout: 30_000, interval: 500 }).toContain('keyHex');
-      const refused = await pages(3 - target);
-      expect(refused).toContain('unauthorized');
-      expect(refused).not.toContain('keyHex');
-      await client.request({
-        method: 'DELETE',
-        path: `/v1/master/clusters/${seeded.clusterid}?force=1`,
-        reply: NoReply,
-        timeoutMs: COMMAND_TIMEOUT_MS,
-      });
-    },
-  );
+    // The key to the pages of a fork is for the hosts of its clones.
+    const single = /^Ticket is (\S+)$/m.exec(await guest.run(['sfdotix', '1']))?.[1] ?? '';
+    const placed = (await lab.state()).clusters.flatMap(({ vms }) => vms).find((vm) => vm.ticket === single);
+    const target = placed?.host === 'host1' ? 1 : 2;
+    const pages = (from: number): Promise<string> =>
+      asHost(from, parent, { method: 'GET', path: `/v1/sources/${single}/pages` });
+    await expect.poll(() => pages(target), { timeout: 30_000, interval: 500 }).toContain('keyHex');
+    const refused = await pages(3 - target);
+    expect(refused).toContain('unauthorized');
+    expect(refused).not.toContain('keyHex');
+    await client.request({
+      method: 'DELETE',
+      path: `/v1/master/clusters/${seeded.clusterid}?force=1`,
+      reply: NoReply,
+      timeoutMs: COMMAND_TIMEOUT_MS,
+    });
+  });
 
-  it('are revoked on every host, and a host comes back with a new one', { timeout: 180_000 }, async () => {
+  it('are revoked on every host, and a host comes back with a new one', async () => {
     expect(await up()).toEqual(['host1', 'host2']);
     const revoked = await master('revoke', 'host2');
     expect([revoked.status, revoked.stdout]).toEqual([
@@ -144,7 +138,7 @@ describe.skipIf(!requireVm(['root', 'ip', 'nft', 'qemu']))('the certificates of 
     expect(list.stdout).toMatch(/host2 +host .* revoked/);
   });
 
-  it('are renewed by a host before they expire, and it goes on', { timeout: 120_000 }, async () => {
+  it('are renewed by a host before they expire, and it goes on', async () => {
     const files = identityFiles(join(lab.dir, 'host-2/tls'), 'host');
     const key = newKey();
     const authority = join(lab.dir, 'authority');
@@ -172,42 +166,35 @@ describe.skipIf(!requireVm(['root', 'ip', 'nft', 'qemu']))('the certificates of 
     expect(shown.stdout.trim()).toBe(`serial=${serialNumber}`);
   });
 
-  it(
-    'snowflock-startup starts what does not run, and says which host is not up',
-    { timeout: 180_000 },
-    async () => {
-      lab.signalDaemon(2, 'sfld', 'SIGKILL');
-      await expect.poll(() => lab.daemonPid(2, 'sfld')).toBeUndefined();
-      const startup = (...args: string[]) =>
-        runCommand([join(BIN, 'snowflock-startup'), ...args], { timeoutMs: COMMAND_TIMEOUT_MS });
-      const labbed = await startup('--lab', lab.name);
-      expect([labbed.status, labbed.stderr]).toEqual([0, '']);
-      expect(labbed.stdout).toMatch(/host1 +up[^]*host2 +up/);
-      // As on a rack, with another way than ssh to get to a host; one host is out of reach.
-      const via = join(lab.dir, 'via');
-      writeFileSync(
-        via,
-        `[ "$1" = host2 ] && { echo 'no route to host2' >&2; exit 255; }\nshift\nexec "$@"\n`,
-      );
-      // Started by that command, so this object does not know it.
-      process.kill(Number(readFileSync(join(lab.dir, 'host-2/run/sfld.pid'), 'utf8')), 'SIGKILL');
-      await expect.poll(up, { timeout: 20_000 }).toEqual(['host1']);
-      const config = join(lab.dir, 'host-1/sfmd.cfg');
-      const remote = `${join(BIN, 'sfld')} start --config ${join(lab.dir, 'host-1/sfld.cfg')}`;
-      const racked = await startup(
-        '--config',
-        config,
-        '--via',
-        `sh ${via} {host}`,
-        '--remote',
-        remote,
-        '--wait',
-        '3',
-      );
-      expect(racked.status).toBe(1);
-      expect(racked.stdout).toMatch(/host1 +up *\n[^]*host2 +DOWN +.*no route to host2/);
-    },
-  );
+  it('snowflock-startup starts what does not run, and says which host is not up', async () => {
+    lab.signalDaemon(2, 'sfld', 'SIGKILL');
+    await expect.poll(() => lab.daemonPid(2, 'sfld')).toBeUndefined();
+    const startup = (...args: string[]) =>
+      runCommand([join(BIN, 'snowflock-startup'), ...args], { timeoutMs: COMMAND_TIMEOUT_MS });
+    const labbed = await startup('--lab', lab.name);
+    expect([labbed.status, labbed.stderr]).toEqual([0, '']);
+    expect(labbed.stdout).toMatch(/host1 +up[^]*host2 +up/);
+    // As on a rack, with another way than ssh to get to a host; one host is out of reach.
+    const via = join(lab.dir, 'via');
+    writeFileSync(via, `[ "$1" = host2 ] && { echo 'no route to host2' >&2; exit 255; }\nshift\nexec "$@"\n`);
+    // Started by that command, so this object does not know it.
+    process.kill(Number(readFileSync(join(lab.dir, 'host-2/run/sfld.pid'), 'utf8')), 'SIGKILL');
+    await expect.poll(up, { timeout: 20_000 }).toEqual(['host1']);
+    const config = join(lab.dir, 'host-1/sfmd.cfg');
+    const remote = `${join(BIN, 'sfld')} start --config ${join(lab.dir, 'host-1/sfld.cfg')}`;
+    const racked = await startup(
+      '--config',
+      config,
+      '--via',
+      `sh ${via} {host}`,
+      '--remote',
+      remote,
+      '--wait',
+      '3',
+    );
+    expect(racked.status).toBe(1);
+    expect(racked.stdout).toMatch(/host1 +up *\n[^]*host2 +DOWN +.*no route to host2/);
+  });
 
   it('no key and no token is in any log, or in what --check prints', async () => {
     for (const file of [
