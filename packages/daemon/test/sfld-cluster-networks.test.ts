@@ -68,6 +68,16 @@ it('has its router where its master VM is', async () => {
   ]);
 });
 
+it('brings up the tap of a VM that is paused without its router', async () => {
+  const { made, events, closing } = networks();
+  closing.resolve();
+  await made.acquire(1);
+  await made.attachTap({ clusterid: 1, vmid: 0 });
+  expect(events.slice(1)).toEqual(['attach 1:0']);
+  made.startRouter({ clusterid: 1, vmid: 0 });
+  expect(events.slice(1)).toEqual(['attach 1:0', 'router of 1']);
+});
+
 it('is opened again only when it has been closed', async () => {
   const { made, events, closing } = networks();
   await made.acquire(1);

@@ -186,6 +186,14 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap', () => {
     expect(await memtap.stats()).toMatchObject({ attached: true, sourceLost: null });
   });
 
+  it('fetch pages that nobody has read yet when they are told to', async () => {
+    const { memtap, seed } = await harness.stack({ pages: 64, kind: 'dense' });
+    await memtap.prefetch(Array.from({ length: 32 }, (_, page) => page));
+    await expect.poll(async () => (await memtap.stats()).prefetchedPages).toBe(32);
+    expect(await memtap.stats()).toMatchObject({ demandReads: 0, demandPages: 0 });
+    expect(await harness.faults([memtap.ramPath, seed, 'dense', 'seq', 64])).toMatchObject({ wrong: 0 });
+  });
+
   it('fetch again what the page cache dropped', async () => {
     const { memtap, seed } = await harness.stack({ pages: PAGES, kind: 'dense' });
     for (let round = 0; round < 3; round++)

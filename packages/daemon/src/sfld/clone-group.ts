@@ -218,6 +218,7 @@ export class CloneGroup implements AsyncDisposable {
       this.#record.before({ state: 'launched' });
       this.#arrived = true;
     });
+    void this.#serving.prefetch(descriptor.header.prefetch);
     this.#tellArrival();
   }
 

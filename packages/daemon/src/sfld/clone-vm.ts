@@ -291,7 +291,7 @@ export class CloneVm implements AsyncDisposable {
     this.forks.learnWakeUp(prefetch);
     this.#at.descriptor = monotonicMs();
     // Nothing leaves it before it runs, and then it is who it always was.
-    const attached = isolated ? undefined : this.#context.networks.attach(this.ref);
+    const attached = isolated ? undefined : this.#context.networks.attachTap(this.ref);
     await Promise.all([loadDeviceState(this.#qemu, descriptor.deviceState), attached]);
     this.#at.loaded = monotonicMs();
     if (held) this.#link.sendIdentity(forkId, makeIdentity(this.ref, { nclones, vcpus, ticket }));
@@ -301,6 +301,7 @@ export class CloneVm implements AsyncDisposable {
     if (!isolated) announcePlace(this.#qemu).catch(() => undefined);
     await running;
     this.#at.running = monotonicMs();
+    if (!isolated) this.#context.networks.startRouter(this.ref);
     this.status = 'running';
     this.#launched.resolve();
     if (channel) this.port.takeOver(channel);

@@ -44,10 +44,20 @@ export class ClusterNetworks {
   }
 
   /** Connects a VM with its cluster: its tap goes up, and where the master VM is there is the router. */
-  async attach({ clusterid, vmid }: VmRef): Promise<void> {
+  async attach(ref: VmRef): Promise<void> {
+    await this.attachTap(ref);
+    this.startRouter(ref);
+  }
+
+  /** Only the tap: of a VM that is paused, and so waits for nothing but that. */
+  async attachTap({ clusterid, vmid }: VmRef): Promise<void> {
     const network = await this.#entries.get(clusterid)?.opened;
     if (!network) throw new SnowflockError('internal', `cluster ${clusterid} has no network on this host`);
     await network.attachTap({ vmid });
+  }
+
+  /** Of a VM whose tap is up. Starts a process, in the background. */
+  startRouter({ clusterid, vmid }: VmRef): void {
     if (vmid === 0) this.#routers.start(clusterid);
   }
 

@@ -130,9 +130,13 @@ export class GroupMemtap implements AsyncDisposable {
     }
   }
 
-  /** Of a fork that has been made: what was read before it waits no longer. */
+  /**
+   * Of a fork that has been made: what was read before it waits no longer. What was fetched ahead of a VM that has moved while its device
+   * state is loaded would stand in the way of what the load needs, and prolong the VM's pause: `prefetch` follows when it runs.
+   */
   async attach({ header, presence }: Descriptor): Promise<void> {
-    const { source, prefetch } = header;
+    const { source } = header;
+    const prefetch = this.#options.request.moved ? [] : header.prefetch;
     await this.#memtap.attach({
       sources: [{ address: source.address, port: source.port }],
       key: Buffer.from(source.keyHex, 'hex'),
@@ -140,6 +144,15 @@ export class GroupMemtap implements AsyncDisposable {
       presence,
       prefetch,
     });
+  }
+
+  /** What the VM needs next, most likely. Never rejects: what is not fetched now is fetched when it is needed. */
+  async prefetch(pages: readonly number[]): Promise<void> {
+    try {
+      await this.#memtap.prefetch(pages);
+    } catch (error) {
+      this.#options.log.debug({ err: error }, 'no pages were fetched ahead');
+    }
   }
 
   /** From here on pages come from a memserver of this host, which has all of them. */

@@ -9,6 +9,8 @@ const MAX_RANGES = 64;
 const MAX_SOURCES = 64;
 /** Pages named one by one; beyond it a run or a map says it better. */
 const MAX_PREFETCH_PAGES = 4096;
+/** In the order in which they will be needed. */
+const prefetchPages = z.array(z.number().int().min(0)).max(MAX_PREFETCH_PAGES);
 const wholePages = z.number().int().positive().multipleOf(PAGE_BYTES).max(Number.MAX_SAFE_INTEGER);
 
 const path = z.string().min(1).max(4096);
@@ -94,8 +96,8 @@ const sourceFields = {
   sources: z.array(sourceSchema).min(1).max(MAX_SOURCES),
   keyHex: keyHexSchema,
   multicastAddress: multicastAddressSchema,
-  /** RAM pages to fetch at once, in the order in which they will be needed. */
-  prefetch: z.array(z.number().int().min(0)).max(MAX_PREFETCH_PAGES).default([]),
+  /** RAM pages to fetch at once. */
+  prefetch: prefetchPages.default([]),
 };
 
 export const memtapRequestSchema = z.discriminatedUnion('op', [
@@ -103,6 +105,8 @@ export const memtapRequestSchema = z.discriminatedUnion('op', [
   z.object({ op: z.literal('attach'), ...sourceFields, presence: z.string() }),
   /** The same pages, from now on from somewhere else. */
   z.object({ op: z.literal('move'), ...sourceFields }),
+  /** RAM pages to fetch that nobody has asked for yet. */
+  z.object({ op: z.literal('prefetch'), pages: prefetchPages }),
   z.object({ op: z.literal('stats') }),
   z.object({
     op: z.literal('set'),

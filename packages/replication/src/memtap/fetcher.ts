@@ -144,12 +144,17 @@ export class Fetcher {
       this.#dropLink();
       this.#openLink(options);
     } else {
-      this.#prefetch = options.prefetch;
-      if (this.frozen) this.#startPrefetch();
+      this.fetchAhead(options.prefetch);
     }
     // READs of holes need no link
     this.drain();
     this.#resolveAll();
+  }
+
+  /** RAM pages in order of need: at once, or as soon as the source has its snapshot. */
+  fetchAhead(pages: readonly number[]): void {
+    this.#prefetch = pages;
+    if (this.frozen) this.#startPrefetch();
   }
 
   /** The same pages are somewhere else, too: asked for there from now on. What is under way is asked for again. */

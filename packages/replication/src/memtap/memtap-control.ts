@@ -29,6 +29,9 @@ export class MemtapControl {
       case 'move':
         this.#mount.fetcher.move(sourceOf(request));
         return {};
+      case 'prefetch':
+        this.#mount.fetcher.fetchAhead(request.pages);
+        return {};
       case 'stats':
         return this.#mount.stats();
       case 'set':

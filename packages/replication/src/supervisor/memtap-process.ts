@@ -104,6 +104,11 @@ export class MemtapProcess extends ManagedProcess {
     await this.call('attach', { ...sourceFields(options), presence }, z.object({}));
   }
 
+  /** Fetches RAM pages before they are asked for, in the order in which they will be needed. */
+  async prefetch(pages: readonly number[]): Promise<void> {
+    await this.call('prefetch', { pages }, z.object({}));
+  }
+
   /** The same pages from another source, which has all of them. */
   async move(options: ConnectOptions): Promise<void> {
     await this.call('move', sourceFields(options), z.object({}));
