@@ -87,6 +87,23 @@ describe('the sender of mcdist', () => {
     expect(sender.sendsToAll(0, MEMBER_TIMEOUT_MS + 1)).toBe(false);
   });
 
+  it('sends what a guest waits for although the rate is used up, within a bound', () => {
+    const { sender, sent, ask } = twoMembers();
+    for (let page = 0; page < 50; page++) ask(`ahead ${page}`, page, 0, false, false);
+    expect(sender.pump(0)).toBeGreaterThan(0);
+    const ahead = sent.length;
+    for (let page = 99; page > 60; page--) ask(`waits ${page}`, page, 0);
+    ask('waits 49', 49, 0);
+    expect(sender.pump(0)).toBeGreaterThan(0);
+    const atOnce = sent.slice(ahead);
+    expect(atOnce).toEqual(Array.from({ length: atOnce.length }, (_, index) => 99 - index));
+    expect(atOnce.length).toBeGreaterThan(4);
+    expect(atOnce.length).toBeLessThan(16);
+    // and before anything else, however long it takes
+    for (let nowMs = 1; sent.length < 90 && nowMs < 1000; nowMs++) sender.pump(nowMs);
+    expect(sent.indexOf(49)).toBe(ahead + 39);
+  });
+
   it('keeps pages that do not fit its rate in order', () => {
     const { sender, sent, ask } = twoMembers();
     for (let page = 0; page < 60; page++) ask(`${page}`, page, 0);

@@ -206,6 +206,8 @@ export const memtapStatsSchema = z.object({
       /** Pages that came so: those that somebody waited for, and those that nobody here had asked for. */
       awaitedPages: z.number(),
       unaskedPages: z.number(),
+      /** Pages that were fetched ahead when somebody came to wait for them, and were asked for again as urgent. */
+      hurriedPages: z.number(),
       /** Pages that were said to have been sent and did not come. */
       missedPages: z.number(),
       /** Datagrams dropped: seen before, and not the memserver's. */

@@ -35,6 +35,8 @@ const REPORT_VALID_MS = 3 * ROUND_MS;
  */
 const BURST_MS = 5;
 const BURST_MIN_BYTES = 65_536;
+/** How far what guests wait for may be ahead of the rate: what is only fetched ahead waits for it to be made good. */
+const URGENT_DEBT_BYTES = 32_768;
 
 interface Reported {
   readonly rate: number;
@@ -76,10 +78,10 @@ export class FlowControl {
     this.#reports.delete(receiver);
   }
 
-  /** Whether `bytes` may leave now; they count as sent if so. */
-  take(bytes: number, nowMs: number): boolean {
+  /** Whether `bytes` may leave now; they count as sent if so. What a guest waits for (`urgent`) need not wait for a burst that has left. */
+  take(bytes: number, nowMs: number, urgent = false): boolean {
     this.#fill(nowMs);
-    if (this.#tokens <= 0) {
+    if (this.#tokens <= (urgent ? -URGENT_DEBT_BYTES : 0)) {
       if (Number.isNaN(this.#waitsSinceMs)) this.#waitsSinceMs = nowMs;
       return false;
     }
@@ -95,8 +97,9 @@ export class FlowControl {
   }
 
   /** How long until something may leave again. */
-  waitMs(): number {
-    return this.#tokens > 0 ? 0 : ((1 - this.#tokens) * 1000) / this.#rate;
+  waitMs(urgent = false): number {
+    const missing = 1 - this.#tokens - (urgent ? URGENT_DEBT_BYTES : 0);
+    return missing <= 0 ? 0 : (missing * 1000) / this.#rate;
   }
 
   #fill(nowMs: number): void {

@@ -163,6 +163,10 @@ export class McdistReceiver {
     this.#promised.set(keyOf(region, page), { region, page, number, overtaken, dueMs });
   }
 
+  isPromised(region: number, page: number): boolean {
+    return this.#promised.has(keyOf(region, page));
+  }
+
   /** When the next promise runs out; Infinity: there is none. */
   get nextDueMs(): number {
     let next = Infinity;

@@ -206,7 +206,8 @@ export class McdistSender<T> {
         return -1;
       }
       // a page counts with what the last one took: they are all alike
-      if (!next.sent && !this.flow.take(this.#pageBytes, nowMs)) return this.flow.waitMs();
+      if (!next.sent && !this.flow.take(this.#pageBytes, nowMs, next.urgent))
+        return this.flow.waitMs(next.urgent);
       queue.shift();
       if (!next.sent) this.#send(next, nowMs);
     }

@@ -148,6 +148,9 @@ export class MulticastServer {
     const verdicts = this.#verdicts.slice(0, pageCount);
     rest.dataPages = inFrame;
     if (answer.left === 0) answer.complete();
+    // the timer is that of pages which only might be needed
+    if (urgent) clearTimeout(this.#timer);
+    if (urgent) this.#timer = undefined;
     this.#pump();
     return true;
   }

@@ -226,6 +226,7 @@ export class Fetcher {
       this.#requests.demandSent(held);
       this.#counters.demandReads++;
     } else {
+      this.#multicast.hurry(held);
       this.#resolve(held);
     }
   }

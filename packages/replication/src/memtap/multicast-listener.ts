@@ -106,6 +106,10 @@ export class MulticastListener {
     this.#watch();
   }
 
+  isPromised(region: number, page: number): boolean {
+    return this.#receiver.isPromised(region, page);
+  }
+
   #take(bytes: Buffer): void {
     const { wanted, onPage } = this.#options;
     const heard = this.#receiver.hears;

@@ -4,20 +4,16 @@
 // Invariant: a promised page is `wanted`, and no request for it is under way; so when the link goes, stop() gives it back.
 
 import {
-  createPageFrame,
   isMulticastPage,
-  PAGE_BYTES,
   PAGE_FLAG_MISSED,
   PAGE_FLAG_URGENT,
-  PAGE_FRAME_HEADER_BYTES,
   PAGE_WIRE_MAX_PAGES,
-  pageDataOffset,
   type PageFrame,
-  PageFrameType,
   PageRegion,
   splitLastNumber,
 } from '@snowflock/protocol/pages';
 import type { MissedPage } from '../mcdist/receiver.ts';
+import { ArrivedRun } from './arrived-run.ts';
 import type { Delivery } from './delivery.ts';
 import type { HeldRead } from './held-reads.ts';
 import { MulticastListener } from './multicast-listener.ts';
@@ -41,15 +37,16 @@ export interface MulticastPathOptions {
 export class MulticastPath {
   readonly #options: MulticastPathOptions;
   #listener: MulticastListener | undefined;
-  /** A DATA frame of the one page that came. */
-  readonly #frame: PageFrame = { ...createPageFrame(), type: PageFrameType.data, pageCount: 1, dataPages: 1 };
-  readonly #bytes = Buffer.alloc(pageDataOffset(1) + PAGE_BYTES);
-  #counters = { awaitedPages: 0, unaskedPages: 0 };
+  readonly #arrived: ArrivedRun;
+  #counters = noPages();
   #before = { bytes: 0, missedPages: 0, replayed: 0, foreign: 0 };
 
   constructor(options: MulticastPathOptions) {
     this.#options = options;
-    this.#bytes[PAGE_FRAME_HEADER_BYTES] = 1;
+    const { delivery } = options;
+    this.#arrived = new ArrivedRun({
+      deliver: (frame, bytes, offset) => void delivery.deliver(frame, bytes, offset),
+    });
   }
 
   /** Listens at `address` to the group of the fork with this key; does nothing without an address. */
@@ -75,6 +72,7 @@ export class MulticastPath {
   /** The link is down. */
   stop(): void {
     const { state } = this.#options;
+    this.#arrived.flush();
     for (const { region, page } of this.#listener?.stop() ?? []) state.unclaim(state.statesOf(region), page);
   }
 
@@ -98,7 +96,7 @@ export class MulticastPath {
   }
 
   clearCounters(): void {
-    this.#counters = { awaitedPages: 0, unaskedPages: 0 };
+    this.#counters = noPages();
     this.#before = { ...this.#before, ...this.#listener?.counters };
   }
 
@@ -106,6 +104,7 @@ export class MulticastPath {
   promised(frame: Readonly<PageFrame>, bytes: Buffer, offset: number): void {
     const { state, slots, resolve } = this.#options;
     const { region, firstPage, pageCount } = frame;
+    this.#arrived.flush();
     const states = state.statesOf(region);
     const number = splitLastNumber(bytes, offset, pageCount);
     let arrived = false;
@@ -122,6 +121,35 @@ export class MulticastPath {
       if (held.waiting && held.overlaps(region, firstPage, firstPage + pageCount)) resolve(held);
   }
 
+  /**
+   * A READ has come for pages that are under way, fetched ahead: at the memserver they may wait for the turn of such pages. They are asked
+   * for as what a guest waits for.
+   */
+  hurry(held: HeldRead): void {
+    const { state, requests, link: current } = this.#options;
+    const link = current();
+    const flags = state.multicastFlag;
+    // rehearsal pages come by unicast, whose answers are in order
+    if (flags === 0 || held.region === PageRegion.rehearsal) return;
+    if (link?.up !== true || !state.mayAsk(held.region)) return;
+    // what came meanwhile need not be asked for
+    this.#arrived.flush();
+    const { region } = held;
+    const late: MissedPage[] = [];
+    for (let page = held.firstPage; page < held.firstPage + held.pageCount; page++)
+      if (this.#isWanted(region, page) && this.#listener?.isPromised(region, page) === false)
+        late.push({ region, page });
+    if (late.length === 0) return;
+    this.#counters.hurriedPages += late.length;
+    link.request(
+      runsOf(late).map((run) => ({
+        requestId: requests.bulkAsked(run),
+        flags: flags | PAGE_FLAG_URGENT,
+        ...run,
+      })),
+    );
+  }
+
   #wanted(region: number, page: number): boolean {
     if (region === PageRegion.rehearsal) return false;
     const states = this.#options.state.statesOf(region);
@@ -131,18 +159,15 @@ export class MulticastPath {
   }
 
   #take(region: number, page: number, data: Buffer): void {
-    const { state, delivery, drain } = this.#options;
+    const { state, slots, drain } = this.#options;
     // the READ that waits for it may just have been posted
     drain();
     const states = state.statesOf(region);
     if (state.claimRemote(states, page)) this.#counters.unaskedPages++;
     else if (Atomics.load(states, page) === PageState.wanted) this.#counters.awaitedPages++;
     else return;
-    const frame = this.#frame;
-    frame.region = region;
-    frame.firstPage = page;
-    data.copy(this.#bytes, pageDataOffset(1));
-    delivery.deliver(frame, this.#bytes, 0);
+    this.#arrived.add(region, page, data);
+    if (slots.waiting.some((held) => held.overlaps(region, page, page + 1))) this.#arrived.flush();
   }
 
   /** Pages that did not come: over the lane, and at once for whoever waits. */
@@ -172,6 +197,10 @@ export class MulticastPath {
   #isWanted(region: number, page: number): boolean {
     return Atomics.load(this.#options.state.statesOf(region), page) === PageState.wanted;
   }
+}
+
+function noPages() {
+  return { awaitedPages: 0, unaskedPages: 0, hurriedPages: 0 };
 }
 
 /** Pages in ascending order, as runs. */
