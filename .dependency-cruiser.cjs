@@ -26,7 +26,7 @@ const allowed = {
   'packages/sdk': ['packages/protocol'],
   'packages/cli': ['packages/protocol', 'packages/sdk', 'packages/authority', 'guest/image', 'lab'],
   demo: measuring,
-  bench: [...measuring, 'packages/authority'],
+  bench: [...measuring, 'packages/authority', 'packages/network'],
 };
 const folders = Object.keys(allowed).join('|');
 

@@ -10,7 +10,7 @@ import { runTool, toolArgv, type RunOptions, NETWORK_TOOL_TIMEOUT_MS } from './r
 import { runCommand } from './run-command.ts';
 import { noTapGuardRules } from './tap-guard.ts';
 
-const TABLE = 'ip snowflock_vxlan';
+export const VXLAN_TABLE = 'ip snowflock_vxlan';
 
 /** Input of `nft -f -`: from now on only these addresses; this host sends none to itself, nor do its users. */
 export function vxlanFilterRules(options: {
@@ -22,9 +22,9 @@ export function vxlanFilterRules(options: {
     .sort();
   const elements = hosts.length > 0 ? ` elements = { ${hosts.join(', ')} };` : '';
   return [
-    `add table ${TABLE}`,
-    `delete table ${TABLE}`,
-    `table ${TABLE} {`,
+    `add table ${VXLAN_TABLE}`,
+    `delete table ${VXLAN_TABLE}`,
+    `table ${VXLAN_TABLE} {`,
     `  set hosts { type ipv4_addr;${elements} }`,
     '  chain input {',
     '    type filter hook input priority filter - 10; policy accept;',
@@ -37,7 +37,7 @@ export function vxlanFilterRules(options: {
 
 /** Input of `nft -f -`: no table of ours, whether there was one or not. */
 export function noFilterRules(): string {
-  return `add table ${TABLE}\ndelete table ${TABLE}\n${noTapGuardRules()}`;
+  return `add table ${VXLAN_TABLE}\ndelete table ${VXLAN_TABLE}\n${noTapGuardRules()}`;
 }
 
 export async function applyVxlanFilter(
@@ -53,6 +53,6 @@ export async function removeFilters(options: RunOptions = {}): Promise<void> {
 }
 
 export async function hasVxlanFilter({ netns, signal }: RunOptions = {}): Promise<boolean> {
-  const argv = toolArgv('nft', ['list', 'table', ...TABLE.split(' ')], netns);
+  const argv = toolArgv('nft', ['list', 'table', ...VXLAN_TABLE.split(' ')], netns);
   return (await runCommand(argv, { timeoutMs: NETWORK_TOOL_TIMEOUT_MS, signal })).status === 0;
 }
