@@ -20,6 +20,8 @@ import { requireVm } from '../../../tests/require-vm.ts';
 import { isMounted, MemserverProcess, MemtapProcess } from '../src/index.ts';
 import { Harness } from './vm-harness.ts';
 
+/** Far longer than it takes to start them, however busy the machine is. */
+const ORPHAN_MS = 3000;
 const PAGES = 8192;
 
 describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap', () => {
@@ -273,9 +275,9 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap', () => {
     expect(await server.stats()).toMatchObject({ clients: 2 });
     await again.stop();
     await server.stop();
-    const orphan = await harness.memtap({ pages: 16, orphanMs: 300 });
-    const orphanServer = await harness.memserver({ key: randomBytes(32), orphanMs: 300 });
-    await sleep(600);
+    const orphan = await harness.memtap({ pages: 16, orphanMs: ORPHAN_MS });
+    const orphanServer = await harness.memserver({ key: randomBytes(32), orphanMs: ORPHAN_MS });
+    await sleep(1.5 * ORPHAN_MS);
     expect(isMounted(orphan.mountPath)).toBe(true);
     orphan.detach();
     orphanServer.detach();

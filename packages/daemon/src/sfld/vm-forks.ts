@@ -42,7 +42,8 @@ import { undoFork } from './undo-fork.ts';
 
 /** The guest answers in about a ms; a guest that swaps or is being stopped may need long. */
 const HOLD_TIMEOUT_MS = 5_000;
-const REDEEM_TIMEOUT_MS = 10_000;
+/** sfmd waits for hosts that are not ready yet. */
+const REDEEM_TIMEOUT_MS = 25_000;
 /** What the guest's caller waits for when sfmd is away; it is told later then. */
 const LAUNCHED_TIMEOUT_MS = 10_000;
 /** A fork under way when sfld is stopped is finished first. */

@@ -73,8 +73,8 @@ import { abortError, Waiters } from './waiters.ts';
 const NOTHING_OUTSIDE: NetworkPolicy = { whitelist: [], capMbit: null, nameservers: [] };
 /** How often silence of hosts is looked for. */
 const TICK_MS = 1000;
-/** Less than sfld waits for a redemption; what is not prepared by then is launched without. */
-const REDEEM_WAIT_MS = 8000;
+/** Less than sfld waits for a redemption; what is not prepared by then is launched without. A host that is busy takes its time; one that is gone counts as down before. */
+const REDEEM_WAIT_MS = 20_000;
 /** How long merge, dispose and shutdown wait for hosts that do answer; the rest goes on in the background. */
 const DESTROY_WAIT_MS = 12_000;
 
