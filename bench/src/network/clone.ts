@@ -23,12 +23,15 @@ export class Clone {
 
   /** How long so many MiB take over one TCP connection, in ms, by the sender's clock: until the receiver has closed it, having read all. */
   async sends(to: Clone, sizeMib: number): Promise<number> {
-    const listens = to.run(`nc -l -p ${PORT} >/dev/null`);
+    // an end of input would be the end of the connection
+    const input = '/tmp/input';
+    const listens = to.run(`[ -p ${input} ] || mkfifo ${input}; nc -l -p ${PORT} 3<>${input} <&3 | wc -c`);
     await to.run(`until netstat -ltn | grep -q ':${PORT} '; do usleep 10000; done`);
     const uptime = `read up rest </proc/uptime; echo $up`;
     const send = `dd if=/dev/zero bs=64k count=${sizeMib * 16} 2>/dev/null | nc ${to.ip} ${PORT} >/dev/null`;
     const [begin, end] = (await this.run(`${uptime}; ${send}; ${uptime}`)).split('\n').map(Number);
-    await listens;
+    const got = Number(await listens);
+    if (got !== sizeMib * 2 ** 20) throw new Error(`${got} bytes came of ${sizeMib} MiB`);
     return ((end ?? Number.NaN) - (begin ?? Number.NaN)) * 1000;
   }
 

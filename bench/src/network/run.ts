@@ -14,7 +14,8 @@ const SHAPE = { diskImage: 'micro', vcpus: 1, memoryMib: 96 };
 const LAB = { name: 'bench', hosts: 2, cpus: 4, ramBytes: 2 * 2 ** 30 };
 /** Three over two hosts: two of them share one. */
 const CLONES = 3;
-const TRANSFER_MIB = 128;
+const TRANSFER_MIB = 32;
+const QUICK_TRANSFER_MIB = 4;
 const PINGS = 50;
 const BOOT_TIMEOUT_MS = 90_000;
 const FORK_TIMEOUT_MS = 120_000;
@@ -31,6 +32,7 @@ interface Round {
 
 export async function benchNetwork(options: { quick: boolean; signal: AbortSignal }): Promise<BenchResult> {
   const { quick, signal } = options;
+  const sizeMib = quick ? QUICK_TRANSFER_MIB : TRANSFER_MIB;
   await using lab = await Lab.up({ ...LAB, signal });
   await using cluster = await BenchCluster.seed(lab, SHAPE);
   const clones = await fork(lab, `${cluster.clusterid}:0`);
@@ -39,12 +41,12 @@ export async function benchNetwork(options: { quick: boolean; signal: AbortSigna
     const rounds: Round[] = [];
     for (let round = -1; round < (quick ? 3 : 12); round++) {
       signal.throwIfAborted();
-      const guarded = await measure(pair);
-      const plain = await withoutRules(lab, () => measure(pair));
+      const guarded = await measure(pair, sizeMib);
+      const plain = await withoutRules(lab, () => measure(pair, sizeMib));
       // the first translates code
       if (round >= 0) rounds.push({ guarded, plain });
     }
-    figures.push(...figuresOf(name, rounds));
+    figures.push(...figuresOf(name, sizeMib, rounds));
   }
   return { bench: 'network', machine: machine((await chooseAccel('auto')).chosen), figures };
 }
@@ -71,20 +73,20 @@ function pairsOf(clones: readonly Clone[]): Record<string, Pair> {
   return { 'one host': near, 'two hosts': far };
 }
 
-async function measure({ from, to }: Pair): Promise<Sample> {
+async function measure({ from, to }: Pair, sizeMib: number): Promise<Sample> {
   return {
-    transferMs: await from.sends(to, TRANSFER_MIB),
+    transferMs: await from.sends(to, sizeMib),
     roundTripUs: await from.roundTripUs(to, PINGS),
   };
 }
 
-function figuresOf(pair: string, rounds: readonly Round[]): Figure[] {
+function figuresOf(pair: string, sizeMib: number, rounds: readonly Round[]): Figure[] {
   const of = (name: string, unit: Figure['unit'], value: (sample: Sample) => number): Figure[] =>
     (['guarded', 'plain'] as const).map((kind) =>
       figure({ name, case: `${pair}, ${kind}`, unit, samples: rounds.map((round) => value(round[kind])) }),
     );
   return [
-    ...of(`transfer of ${TRANSFER_MIB} MiB`, 'ms', ({ transferMs }) => transferMs),
+    ...of(`transfer of ${sizeMib} MiB`, 'ms', ({ transferMs }) => transferMs),
     ...of('round trip', 'us', ({ roundTripUs }) => roundTripUs),
     figure({
       ...{ name: 'throughput / plain', case: pair, unit: 'ratio' },
