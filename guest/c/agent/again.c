@@ -57,7 +57,7 @@ size_t again_line(const struct again *a, char *line, size_t size)
 {
 	char ticket[64], count[32], deadline[32];
 	int rest = 0;
-	if (sscanf(a->line, "wait_clones %63s %31s %31s %n", ticket, count, deadline, &rest) == 3 && rest > 0 && deadline[0] != '-') {
+	if (a->lost_ms && sscanf(a->line, "wait_clones %63s %31s %31s %n", ticket, count, deadline, &rest) == 3 && rest > 0 && deadline[0] != '-') {
 		long long left = atoll(deadline) - (now_ms() - a->asked_ms);
 		return (size_t)snprintf(line, size, "wait_clones %s %s %lld %s", ticket, count, left > 1 ? left : 1, a->line + rest);
 	}
