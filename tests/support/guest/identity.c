@@ -117,9 +117,18 @@ static int talk(int type, const char *ip, int port, const char *path)
 		perror("connect");
 		return 1;
 	}
+	/* An answer by UDP may be lost, or belong to the VM that was forked meanwhile: send again. */
+	struct timeval patience = {.tv_sec = 1};
+	if (type == SOCK_DGRAM)
+		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	for (unsigned round = 1;; round++) {
-		if (write(fd, &byte, 1) != 1 || read(fd, &byte, 1) != 1)
+		if (write(fd, &byte, 1) != 1)
 			break;
+		if (read(fd, &byte, 1) != 1) {
+			if (errno == EAGAIN)
+				continue;
+			break;
+		}
 		snprintf(text, sizeof text, "alive %u\n", round);
 		put(path, text);
 		/* A reader that waits, as most programs do. */
