@@ -4,8 +4,6 @@ export interface Report {
 }
 
 export interface FileReport {
-  /** vitest's project: 'unit' or 'vm'. */
-  project: string;
   passed: number;
   /** Failed tests, and what failed outside them: a file that does not load, a hook, an error that nobody caught. */
   failed: number;

@@ -12,7 +12,6 @@ type Failure = Parameters<NonNullable<Reporter['onTestRunEnd']>>[1][number];
 const firstLine = (error: Failure): string => error.message.split('\n', 1)[0] ?? '';
 
 function addModule(file: FileReport, module: TestModule): void {
-  file.project = module.project.name;
   for (const test of module.children.allTests()) {
     const result = test.result();
     if (result.state === 'passed') file.passed++;
@@ -35,7 +34,6 @@ export default class CiReporter implements Reporter {
     const report: Report = { files: {} };
     const at = (path: string): FileReport =>
       (report.files[path && relative(process.cwd(), path)] ??= {
-        project: '',
         passed: 0,
         failed: 0,
         why: [],
