@@ -3,6 +3,7 @@
 
 import { describe, expect, it } from 'vitest';
 import { PAGE_BYTES } from '@snowflock/protocol/pages';
+import { PATIENCE_MAX_MS } from '../src/mcdist/receiver.ts';
 import { randomOf, simulate, type SimulationOptions } from './mcdist-simulation.ts';
 
 const SEED = process.env['SNOWFLOCK_SEED'];
@@ -69,7 +70,8 @@ describe('mcdist, simulated', () => {
     const result = simulate(options);
     expect(result.flooded / result.arrived, `seed ${seed}`).toBeLessThan(0.15);
     const idealMs = (options.pages * PAGE_BYTES) / 10e3;
-    expect(Math.max(...result.finishedMs), `seed ${seed}`).toBeLessThan(1.5 * idealMs);
+    // The last page of all may be lost: nothing overtakes it, so that it is waited for in vain.
+    expect(Math.max(...result.finishedMs), `seed ${seed}`).toBeLessThan(1.25 * idealMs + PATIENCE_MAX_MS);
   });
 
   it('brings every page to 256 hosts over a network that loses a fifth', () => {

@@ -28,7 +28,7 @@ const PARTIALS = 256;
 /** Datagrams of one network seldom pass each other by more. */
 export const REORDER_MS = 3;
 const PATIENCE_MIN_MS = 15;
-const PATIENCE_MAX_MS = 480;
+export const PATIENCE_MAX_MS = 480;
 /**
  * When so much is lost the group is not worth waiting for, and the memserver is asked for unicast for a while. It goes by the numbers of
  * datagrams: of the pages that this host has to ask for, most are those it lost, however few it loses.
