@@ -40,7 +40,10 @@ void connections_open(void)
 {
 	if (options.no_identity)
 		return;
+	/* The kernel answers before send returns, or not at all. */
+	struct timeval patience = {.tv_sec = 1};
 	diag_fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+	setsockopt(diag_fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	sockstat_fd = open("/proc/net/sockstat", O_RDONLY | O_CLOEXEC);
 }
 
@@ -79,20 +82,21 @@ static void add(const struct inet_diag_msg *m)
 		more++;
 }
 
-/* False at the end of the list. */
+/* One datagram of the list; false when it is the last one. */
 static bool read_list(void)
 {
 	static uint8_t answer[16384];
 	ssize_t n = recv(diag_fd, answer, sizeof answer, 0);
-	if (n < 0)
-		return errno == EINTR;
-	for (struct nlmsghdr *h = (struct nlmsghdr *)answer; NLMSG_OK(h, (size_t)n); h = NLMSG_NEXT(h, n)) {
+	if (n <= 0)
+		return n < 0 && errno == EINTR;
+	size_t left = (size_t)n;
+	for (struct nlmsghdr *h = (struct nlmsghdr *)answer; NLMSG_OK(h, left); h = NLMSG_NEXT(h, left)) {
 		if (h->nlmsg_type == NLMSG_DONE || h->nlmsg_type == NLMSG_ERROR)
 			return false;
 		if (h->nlmsg_len >= NLMSG_LENGTH(sizeof(struct inet_diag_msg)))
 			add(NLMSG_DATA(h));
 	}
-	return n > 0;
+	return true;
 }
 
 void connections_list(void)
