@@ -40,6 +40,36 @@ describe.skipIf(!RUN)('reset', () => {
     return { over };
   }
 
+  it('is had from inside: by the VM that forked the clone, and by the clone itself; nobody else', async () => {
+    const master = await lab().seed();
+    const { ticket, clones } = await lab().fork(master, 2);
+    const [clone, other] = clones;
+    if (!clone || !other) throw new Error('two clones were asked for');
+    const isFresh = async (): Promise<void> =>
+      eventually(LONGER_THAN_A_HOLD_MS, 'the clone to be at its fork point', async () => {
+        expect(await clone.sh('cat /run/mark 2>/dev/null || echo none')).toBe('none');
+      });
+    await clone.sh('echo after >/run/mark');
+    expect(await master.exec(['sfreset', String(clone.vmid)])).toEqual({ status: 0, out: '', err: '' });
+    await isFresh();
+    await clone.sh('echo after >/run/mark');
+    // The command goes with what it was called in; it is called in the background, so that none from outside is cut off.
+    await clone.sh(`sfreset ${clone.vmid} >/dev/null 2>&1 &`);
+    await isFresh();
+    const refused = async (by: Guest, vmid: number): Promise<string> => {
+      const { status, err } = await by.exec(['sfreset', String(vmid)]);
+      expect(status).toBe(1);
+      return err;
+    };
+    expect(await refused(other, clone.vmid)).toMatch(/^sfreset: not-owner: /);
+    expect(await refused(clone, 0)).toMatch(/^sfreset: not-owner: /);
+    expect(await refused(master, 0)).toMatch(/^sfreset: not-clone: /);
+    expect(await refused(master, 77)).toMatch(/^sfreset: no-such-vm: /);
+    expect((await master.exec(['sfreset', '1x'])).status).toBe(2);
+    await master.sh(`sfmerge ${ticket}`);
+    expect(await refused(master, clone.vmid)).toMatch(/^sfreset: no-such-vm: /);
+  });
+
   it('puts memory, disk and programs of a clone back; it keeps its name, and nobody else notices', async () => {
     const master = await lab().seed(MICRO, { on: 1 });
     await master.sh('echo before > /disk/file; sync');

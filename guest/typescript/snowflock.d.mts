@@ -139,6 +139,15 @@ export function icKill(ticket: string | null, { signal }?: CallOptions): Promise
  */
 export function mergeMaster(ticket: string | null, { signal }?: CallOptions): Promise<void>;
 /**
+ * Puts a clone back to the instant of its fork: cloneMaster returns in it once more, with the same vmid, and what it has done since is
+ * gone from its memory and its disk. A VM may reset the clones that it has forked and, when it is a clone, itself: then this does not
+ * return.
+ * @param {number} vmid
+ * @param {CallOptions} [options]
+ * @returns {Promise<void>}
+ */
+export function resetClone(vmid: number, { signal }?: CallOptions): Promise<void>;
+/**
  * mergeMaster(null).
  * @param {CallOptions} [options]
  * @returns {Promise<void>}

@@ -226,6 +226,18 @@ export async function mergeMaster(ticket, { signal } = {}) {
 }
 
 /**
+ * Puts a clone back to the instant of its fork: cloneMaster returns in it once more, with the same vmid, and what it has done since is
+ * gone from its memory and its disk. A VM may reset the clones that it has forked and, when it is a clone, itself: then this does not
+ * return.
+ * @param {number} vmid
+ * @param {CallOptions} [options]
+ * @returns {Promise<void>}
+ */
+export async function resetClone(vmid, { signal } = {}) {
+  await call(['reset_clone', count('vmid', vmid)], signal);
+}
+
+/**
  * mergeMaster(null).
  * @param {CallOptions} [options]
  * @returns {Promise<void>}

@@ -339,6 +339,13 @@ void MERGE_ALL(void) { MERGE_MASTER(NULL); }
 int IC_KILL(char *ticket) { return simple("ic_kill", ticket && *ticket ? ticket : "*"); }
 void IC_JOIN(char *ticket) { simple("ic_join", ticket); }
 
+int sf_reset(int vmid)
+{
+	char word[16];
+	snprintf(word, sizeof word, "%d", vmid);
+	return simple("reset_clone", word);
+}
+
 static int last_call(const char *request)
 {
 	char *line;

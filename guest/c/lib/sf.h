@@ -84,6 +84,15 @@ extern void FREE_SF_RES(struct sf_result *res);
 extern int sf_whoami(int *clusterid, int *vmid);
 
 /*
+ * ---- beyond 0.2c: reset ----
+ *
+ * Puts a clone back to the instant of its fork: CLONE_MASTER returns in it once more, with the same vmid, and what it has done since is gone
+ * from its memory and its disk. A VM may reset the clones that it has forked and, when it is a clone, itself: then this does not return.
+ * 0 on success.
+ */
+extern int sf_reset(int vmid);
+
+/*
  * ---- beyond 0.2c: clones return results ----
  *
  * IC_EXIT with a status and, if len > 0, so many bytes of result. On success it does not return; on error it returns non-zero, the clone

@@ -123,6 +123,17 @@ static int sfmerge(const struct command *self, int count, char **args)
 	return 0;
 }
 
+static int sfreset(const struct command *self, int count, char **args)
+{
+	(void)count;
+	char *end;
+	errno = 0;
+	long vmid = strtol(args[0], &end, 10);
+	if (errno || end == args[0] || *end || vmid < 0 || vmid > INT_MAX)
+		return usage_error(self, "VMID must be a whole number");
+	return sf_reset((int)vmid) == 0 ? 0 : failed(self);
+}
+
 static int sfshutdown(const struct command *self, int count, char **args)
 {
 	(void)count, (void)args;
@@ -136,6 +147,7 @@ static const struct command commands[] = {
 	{"sfdoclone", 1, 1, "sfdoclone TICKET\nClones this VM with a ticket of sfdotix; returns in this VM and in every clone.", sfdoclone},
 	{"sfclone", 1, 1, "sfclone NCLONES\nReserves resources and clones this VM; returns in this VM and in every clone.", sfclone},
 	{"sfmerge", 1, 1, "sfmerge TICKET\nDestroys the clones made with TICKET, or all clones if TICKET is ''.", sfmerge},
+	{"sfreset", 1, 1, "sfreset VMID\nPuts a clone of this VM, or this clone, back to the instant of its fork.", sfreset},
 	{"sfexit", 0, 2, SFEXIT_HELP, sfexit},
 	{"sfjoin", 1, JOIN_ARGS_MAX, SFJOIN_HELP, sfjoin},
 	{"sfshutdown", 0, 0, "sfshutdown\nShuts this master VM down, once all its clones are merged.", sfshutdown},

@@ -12,6 +12,7 @@ export const COMMANDS = [
   'sfdoclone',
   'sfclone',
   'sfmerge',
+  'sfreset',
   'sfexit',
   'sfjoin',
   'sfshutdown',
@@ -52,7 +53,9 @@ export async function hashSources(
   for (const part of ['c', 'python', 'typescript', 'image/src', ...folders]) {
     const root = join(GUEST_DIRECTORY, part);
     const files = (await readdir(root, { recursive: true, withFileTypes: true }))
-      .filter((entry) => entry.isFile() && /\.(c|h|py|ts|mjs|mts)$|^(Makefile|sfmpirun)$/.test(entry.name))
+      .filter(
+        (entry) => entry.isFile() && /\.(c|h|py|ts|mjs|mts|lmp)$|^(Makefile|sf[a-z-]+)$/.test(entry.name),
+      )
       .map((entry) => join(entry.parentPath, entry.name))
       .filter((path) => !path.startsWith(join(root, 'build/')) && !others.includes(path))
       .sort();

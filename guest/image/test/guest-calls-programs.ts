@@ -65,6 +65,7 @@ static void make(char *call, char **a)
 	else if (!strcmp(call, "dispose_ticket")) { DISPOSE_TICKET(a[0]); return done(0); }
 	else if (!strcmp(call, "merge_master")) return done(MERGE_MASTER(a[0]));
 	else if (!strcmp(call, "merge_all")) { MERGE_ALL(); return done(0); }
+	else if (!strcmp(call, "reset_clone")) return done(sf_reset(atoi(a[0])));
 	else if (!strcmp(call, "ic_kill")) return done(IC_KILL(a[0]));
 	else if (!strcmp(call, "ic_join")) { IC_JOIN(a[0]); return done(0); }
 	else if (!strcmp(call, "ic_exit")) return done(a[0] ? sf_exit(atoi(a[0]), NULL, 0) : IC_EXIT());

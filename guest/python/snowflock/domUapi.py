@@ -17,7 +17,7 @@ from ._errors import SnowflockError
 __all__ = [
     "SnowflockError", "CloneResult", "TicketResult", "CloneInfo", "Outcome",
     "request_clone_ticket", "request_vm_ticket", "request_proc_ticket", "list_tickets", "clone_master", "dispose_ticket",
-    "ic_exit", "ic_join", "join", "ic_kill", "merge_master", "merge_all", "read_ticket_info", "shutdown_cluster", "whoami",
+    "ic_exit", "ic_join", "join", "ic_kill", "merge_master", "merge_all", "reset_clone", "read_ticket_info", "shutdown_cluster", "whoami",
     "reseed",
 ]
 
@@ -284,6 +284,14 @@ def merge_master(ticket):
 def merge_all():
     """merge_master(None)."""
     merge_master(None)
+
+
+def reset_clone(vmid):
+    """Puts a clone back to the instant of its fork: clone_master returns in it once more, with the same vmid, and what it has done
+    since is gone from its memory and its disk. A VM may reset the clones that it has forked and, when it is a clone, itself: then this
+    does not return.
+    """
+    _call("reset_clone", _count("vmid", vmid))
 
 
 def read_ticket_info(ticket):

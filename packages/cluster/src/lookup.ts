@@ -73,9 +73,15 @@ export function findAsker(cluster: Cluster, vmid: number): Vm {
 }
 
 /** A clone that runs, and that nobody was cloned from. */
-export function findResettable(cluster: Cluster, vmid: number): Vm {
+/** `by`: a VM, which may reset itself and the clones that it has forked. */
+export function findResettable(cluster: Cluster, vmid: number, by?: number): Vm {
   const vm = findVm(cluster, vmid);
   const name = `VM ${cluster.clusterid}:${vmid}`;
+  if (by !== undefined && by !== vmid && (vm.ticket === null || cluster.tickets[vm.ticket]?.owner !== by))
+    throw new SnowflockError(
+      'not-owner',
+      `${name} is no clone of VM ${cluster.clusterid}:${by}, which may only reset itself and clones of its own`,
+    );
   if (vm.ticket === null)
     throw new SnowflockError(
       'not-clone',

@@ -13,6 +13,11 @@ describe('a clone that is to be reset', () => {
     expect(code(vmid)).toBe('none');
     expect(code(0)).toBe('not-clone');
     expect(code(99)).toBe('no-such-vm');
+    const asked = (of: number, by: number): string =>
+      codeOf(() => findResettable(findCluster(world.system, clusterid), of, by));
+    expect([asked(vmid, 0), asked(vmid, vmid)]).toEqual(['none', 'none']);
+    expect([asked(vmid, other), asked(0, vmid)]).toEqual(['not-owner', 'not-owner']);
+    expect(asked(0, 0)).toBe('not-clone');
     const own = world.ticket(clusterid, 1, vmid);
     expect(code(vmid)).toBe('tickets-outstanding');
     expect(code(other)).toBe('none');

@@ -127,6 +127,7 @@ export const SFMD_ROUTES = {
     summary: 'Put a clone back to its fork point, with the same vmid; answers when it runs again',
     roles: ['host', 'operator'],
     params: OfVm,
+    query: AskingVm,
     reply: null,
   },
   migrateVm: {

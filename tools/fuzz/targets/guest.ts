@@ -86,6 +86,7 @@ export const target: Target = {
       'request_clone_ticket 4 0 -1 1',
       `ic_join ${TICKET}`,
       'merge_master *',
+      'reset_clone 1',
       'shutdown_cluster',
     ].map(call),
     ...[`read_ticket_info ${TICKET}`, `dispose_ticket ${TICKET}`, 'ic_exit', `ic_kill ${TICKET}`].map(call),

@@ -26,6 +26,8 @@ import { statusWord, waitClones, waitWords, type GuestReply, type WaitFor } from
 const ANSWER_TIMEOUT_MS = 10_000;
 /** What it first has hosts do. */
 const CALL_TIMEOUT_MS = 30_000;
+/** A clone that cannot be reset in its QEMU gets a new one, and fetches its pages again. */
+const RESET_TIMEOUT_MS = 120_000;
 /** Blocking calls wait for other users' resources or for computations: days. */
 const BLOCKING_TIMEOUT_MS = 7 * 24 * 3600 * 1000;
 /** Error text that fits into a reply frame with room to spare. */
@@ -154,6 +156,11 @@ export class GuestCalls {
       case 'ic_join': {
         const path = `${cluster}/tickets/${ticketWord(words[0])}/join${as}`;
         await this.#ask({ method: 'POST', path, reply: NoReply, signal, timeoutMs: BLOCKING_TIMEOUT_MS });
+        return 'ok';
+      }
+      case 'reset_clone': {
+        const path = `${cluster}/vms/${integer(words[0], 'vmid')}/reset${as}`;
+        await this.#ask({ method: 'POST', path, reply: NoReply, signal, timeoutMs: RESET_TIMEOUT_MS });
         return 'ok';
       }
       case 'ic_exit':

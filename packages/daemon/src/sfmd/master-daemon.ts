@@ -246,9 +246,9 @@ export class MasterDaemon implements Disposable {
     return started;
   }
 
-  /** Answers when the clone runs again, at its fork point. */
-  async resetVm({ clusterid, vmid }: VmRef): Promise<void> {
-    const vm = findResettable(openCluster(this.system, clusterid), vmid);
+  /** Answers when the clone runs again, at its fork point. `by`: a VM that asks for it. */
+  async resetVm({ clusterid, vmid }: VmRef, by?: number): Promise<void> {
+    const vm = findResettable(openCluster(this.system, clusterid), vmid, by);
     await this.#options.hosts.resetVm(this.#address(vm.host), { clusterid, vmid }, this.#closing.signal);
   }
 

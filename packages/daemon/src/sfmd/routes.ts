@@ -44,7 +44,7 @@ export function registerRoutes(
     daemon.shutdown({ ...params, force: query.force, byGuest: query.by === 'guest' }),
   );
   serve(ROUTES.mergeAll, ({ params, query }) => daemon.mergeAll({ ...params, by: query.vm }));
-  serve(ROUTES.resetVm, ({ params }) => daemon.resetVm(params));
+  serve(ROUTES.resetVm, ({ params, query }) => daemon.resetVm(params, query.vm));
   serve(ROUTES.migrateVm, ({ params, body }) => daemon.migrations.migrate(params, body.host));
   serve(ROUTES.migrationTold, ({ params, body }) => daemon.migrations.told(params.ticket, body));
   serve(ROUTES.vmEnded, ({ params, body }) => daemon.vmEnded(params, body));
