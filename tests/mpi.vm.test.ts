@@ -24,7 +24,7 @@ describe.skipIf(!RUN)('sfmpirun', () => {
   async function running(master: Guest): Promise<{ vmids: number[]; programs: string }> {
     const { clusters } = await lab().state();
     const vms = clusters.find(({ clusterid }) => clusterid === master.clusterid)?.vms ?? [];
-    const programs = await master.sh('pgrep -a "mpi|hydra|orted"; true');
+    const programs = await master.sh('pgrep -a "mpi|hydra|orted|sf-keeper"; true');
     return { vmids: vms.filter(({ status }) => status === 'running').map(({ vmid }) => vmid), programs };
   }
 
@@ -32,7 +32,7 @@ describe.skipIf(!RUN)('sfmpirun', () => {
     expect(await running(master)).toEqual({ vmids: [0], programs: '' });
     const { clusters } = await lab().state();
     expect(clusters.find(({ clusterid }) => clusterid === master.clusterid)?.tickets).toEqual([]);
-    expect(await master.sh('ls -d /tmp/sfmpi-*; true')).toBe('');
+    expect(await master.sh('ls -d /tmp/sfjob-*; true')).toBe('');
   }
 
   it('runs programs of MPICH and Open MPI', async () => {
@@ -59,6 +59,27 @@ describe.skipIf(!RUN)('sfmpirun', () => {
     expect(pi).toMatchObject({ status: 0, err: '' });
     for (const rank of [0, 1]) expect(pi.out).toContain(`Process ${rank} of 2 is on ${name}-${rank + 5}\n`);
     expect(pi.out).toContain('pi is approximately 3.14159265');
+    await expectNothingLeft(master);
+  });
+
+  it('runs a real program, LAMMPS: four processes find what one does', async () => {
+    const master = await lab().seed(SHAPE);
+    const lammps = ['lmp', '-in', `${PROGRAMS}/melt.lmp`, '-log', 'none'];
+    /** Step, temperature, energies and pressure. */
+    const rows = ({ status, out }: Outcome): number[][] => {
+      expect(status).toBe(0);
+      const table = /^ *Step.*\n((?: *\d+( +-?[\d.e+-]+)+ *\n)+)/m.exec(out)?.[1] ?? '';
+      return table
+        .trim()
+        .split('\n')
+        .map((line) => line.trim().split(/ +/).map(Number));
+    };
+    const serial = rows(await master.exec(lammps, { deadlineMs: JOB_MS }));
+    expect(serial.map(([step]) => step)).toEqual([0, 20, 40, 60]);
+    const cloned = await run(master, ['4', ...lammps]);
+    expect(cloned.out).toContain('by 2 MPI processor grid');
+    for (const [i, row] of rows(cloned).entries())
+      for (const [j, value] of row.entries()) expect(value).toBeCloseTo(serial[i]?.[j] ?? Number.NaN, 4);
     await expectNothingLeft(master);
   });
 
@@ -102,8 +123,6 @@ describe.skipIf(!RUN)('sfmpirun', () => {
     await using killed = await waiting();
     await master.sh('pkill -KILL -x sfmpirun');
     expect(await killed.exited).toBe(137);
-    await eventually(JOB_MS, 'clones and programs to end by themselves', async () => {
-      expect(await running(master)).toEqual({ vmids: [0], programs: '' });
-    });
+    await eventually(JOB_MS, 'all to be given back', () => expectNothingLeft(master));
   });
 });

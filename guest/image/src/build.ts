@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { isErrorCode, SnowflockError } from '@snowflock/protocol';
 import { run } from './command.ts';
 import { debian } from './debian.ts';
+import { distcc } from './distcc.ts';
 import { hashSources } from './guest-tools.ts';
 import {
   encodeManifest,
@@ -21,7 +22,7 @@ import { removeOldImages } from './old-images.ts';
 import type { Recipe } from './recipe.ts';
 import { imageDirectory, inWorkDirectory, listImages, publish } from './store.ts';
 
-const RECIPES: Readonly<Record<ImageName, Recipe>> = { micro, debian, mpi, examples };
+const RECIPES: Readonly<Record<ImageName, Recipe>> = { micro, debian, mpi, distcc, examples };
 
 export interface BuildOptions {
   readonly signal?: AbortSignal;

@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { isAbsolute, join } from 'node:path';
 import { SnowflockError } from '@snowflock/protocol';
 
-export const IMAGE_NAMES = ['micro', 'debian', 'mpi', 'examples'] as const;
+export const IMAGE_NAMES = ['micro', 'debian', 'mpi', 'distcc', 'examples'] as const;
 export type ImageName = (typeof IMAGE_NAMES)[number];
 
 export const MANIFEST_FILE = 'manifest.json';

@@ -1,19 +1,27 @@
-// The recipe of `mpi`: Debian 12 with MPICH and Open MPI, sfmpirun, and small programs of both, compiled while building.
+// The recipe of `mpi`: Debian 12 with MPICH and Open MPI, sfmpirun, LAMMPS, and small programs of both, compiled while
+// building.
 
 import { BASE_PACKAGES } from './base.ts';
 import { buildDiskSystem, purge } from './disk-system.ts';
+import { JOBS, JOBS_PLACE } from './jobs.ts';
 import type { Recipe } from './recipe.ts';
 
 const DISK_BYTES = 1024 * 1024 * 1024;
 /** Stay in the image. */
 const PACKAGES = ['python3', 'mpich', 'openmpi-bin', 'iproute2', 'procps'];
+/** LAMMPS, as far as it runs: installed by apt it would bring a Fortran compiler and 50 MB of potentials. */
+const LAMMPS = ['lammps', 'liblammps0', 'libkim-api2', 'libvoro++1'];
+const LAMMPS_NEEDS = [
+  ...['libcurl4', 'libfftw3-double3', 'libgfortran5', 'libgomp1', 'libjpeg62-turbo', 'libpng16-16'],
+  'libpython3.11',
+];
 /** Only compile. */
 const BUILD_PACKAGES = ['gcc', 'libc6-dev'];
 /** Headers, and MPICH's examples: not installed, because they would bring compilers of three languages with them. */
 const DOWNLOADS = ['libmpich-dev', 'libopenmpi-dev', 'mpich-doc'];
-/** Where sfmpirun lies, and the programs that it is tested with. */
+/** The programs that sfmpirun is tested with, and what it preloads. */
 const PLACE = 'usr/lib/snowflock/mpi';
-const MODULES = ['__init__', 'job', 'launch', 'launcher', 'mpi', 'options', 'processes', 'run', 'wire'];
+const MODULES = ['__init__', 'mpi', 'options', 'run'];
 
 const COMPILE = `#!/bin/sh
 set -eu
@@ -27,25 +35,31 @@ $cc -fPIC -shared -o /${PLACE}/ucx-disconnect.so ucx_disconnect.c
 $cc -o /${PLACE}/mpitest $mpich mpitest.c -l:libmpich.so.12
 $cc -o /${PLACE}/mpitest-openmpi -I usr/lib/$arch/openmpi/include mpitest.c -l:libmpi.so.40
 gcc -O2 -s -o /${PLACE}/cpi $mpich usr/share/doc/mpich/examples/cpi.c -l:libmpich.so.12 -lm
-${purge(BUILD_PACKAGES)}`;
+cp usr/bin/lmp /usr/bin
+cp -a usr/lib/$arch/liblammps.so* usr/lib/$arch/libkim-api.so* usr/lib/$arch/libvoro++.so* /usr/lib/$arch
+ldconfig
+${purge(BUILD_PACKAGES)}ldd /usr/bin/lmp | grep 'not found' && exit 1
+:`;
 
 export const mpi: Recipe = {
-  packages: [...PACKAGES, ...BUILD_PACKAGES, ...DOWNLOADS, ...BASE_PACKAGES],
-  sources: ['mpi'],
+  packages: [...PACKAGES, ...LAMMPS_NEEDS, ...BUILD_PACKAGES, ...DOWNLOADS, ...LAMMPS, ...BASE_PACKAGES],
+  sources: ['jobs', 'mpi'],
   build: (context) =>
     buildDiskSystem(context, {
-      packages: PACKAGES,
+      packages: [...PACKAGES, ...LAMMPS_NEEDS],
       buildPackages: BUILD_PACKAGES,
-      downloads: DOWNLOADS,
+      downloads: [...DOWNLOADS, ...LAMMPS],
       script: COMPILE,
       scriptFiles: ['mpi/mpitest.c', 'mpi/ucx_disconnect.c'],
       diskBytes: DISK_BYTES,
       files: [
-        ['mpi/sfmpirun', `${PLACE}/sfmpirun`, 0o755],
-        ...MODULES.map((name) => [`mpi/sfmpi/${name}.py`, `${PLACE}/sfmpi/${name}.py`, 0o644] as const),
+        ...JOBS,
+        ['mpi/melt.lmp', `${PLACE}/melt.lmp`, 0o644],
+        ['mpi/sfmpirun', `${JOBS_PLACE}/sfmpirun`, 0o755],
+        ...MODULES.map((name) => [`mpi/sfmpi/${name}.py`, `${JOBS_PLACE}/sfmpi/${name}.py`, 0o644] as const),
       ],
       links: ['sfmpirun', 'sfmpirun.sigs', 'sfmpirun.nosigs'].map(
-        (name) => [`usr/bin/${name}`, `/${PLACE}/sfmpirun`] as const,
+        (name) => [`usr/bin/${name}`, `/${JOBS_PLACE}/sfmpirun`] as const,
       ),
     }),
 };

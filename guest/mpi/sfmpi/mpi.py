@@ -2,16 +2,12 @@
 
 import os
 import subprocess
-from collections import namedtuple
 
-from .wire import LaunchError
+from sfjobs.wire import JobError
 
 INTERFACE = "eth0"
 _LDD_SECONDS = 30
 _UCX_DISCONNECT = "/usr/lib/snowflock/mpi/ucx-disconnect.so"
-
-# Where to run: a clone's address and how many processes.
-Place = namedtuple("Place", "address processes")
 
 
 def library_of(program):
@@ -19,20 +15,20 @@ def library_of(program):
     said = os.environ.get("SFMPI_LIBRARY")
     if said:
         if said not in COMMANDS:
-            raise LaunchError("SFMPI_LIBRARY is '%s'; it may be mpich or openmpi" % said)
+            raise JobError("SFMPI_LIBRARY is '%s'; it may be mpich or openmpi" % said)
         return said
     try:
         listing = subprocess.run(["ldd", program], capture_output=True, timeout=_LDD_SECONDS, check=False).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise LaunchError("cannot look what %s is linked with: %s" % (program, error)) from error
+        raise JobError("cannot look what %s is linked with: %s" % (program, error)) from error
     return "openmpi" if b"libmpi.so" in listing or b"libopen-rte" in listing else "mpich"
 
 
-def _mpich(directory, places, listener, program):
-    ranks = sum(place.processes for place in places)
+def _mpich(job, places, listener, program):
+    ranks = sum(place.processors for place in places)
     command = [
-        "mpiexec.hydra", "-launcher", "rsh", "-launcher-exec", os.path.join(directory, "sfmpi-launch"),
-        "-f", os.path.join(directory, "hosts"), "-iface", INTERFACE, "-n", str(ranks), *program,
+        "mpiexec.hydra", "-launcher", "rsh", "-launcher-exec", job.launch,
+        "-f", hosts_of(job), "-iface", INTERFACE, "-n", str(ranks), *program,
     ]
     environment = {
         # Clones have their parent's boot id: UCX would take them for one machine and try shared memory.
@@ -45,10 +41,10 @@ def _mpich(directory, places, listener, program):
     return command, environment, "".join("%s:%d\n" % place for place in places)
 
 
-def _openmpi(directory, places, listener, program):
-    ranks = sum(place.processes for place in places)
+def _openmpi(job, places, listener, program):
+    ranks = sum(place.processors for place in places)
     settings = {
-        "plm_rsh_agent": os.path.join(directory, "sfmpi-launch"),
+        "plm_rsh_agent": job.launch,
         "plm_rsh_no_tree_spawn": "1",
         "oob_tcp_if_include": INTERFACE,
         "btl_tcp_if_include": INTERFACE,
@@ -59,9 +55,14 @@ def _openmpi(directory, places, listener, program):
     command = [
         "mpirun.openmpi", "--allow-run-as-root", "--leave-session-attached",
         *[word for key, value in settings.items() for word in ("--mca", key, value)],
-        "--hostfile", os.path.join(directory, "hosts"), "-np", str(ranks), *program,
+        "--hostfile", hosts_of(job), "-np", str(ranks), *program,
     ]
     return command, {}, "".join("%s slots=%d\n" % place for place in places)
+
+
+def hosts_of(job):
+    """Path of the file with the hosts, which is still to be written."""
+    return os.path.join(job.directory, "hosts")
 
 
 COMMANDS = {"mpich": _mpich, "openmpi": _openmpi}

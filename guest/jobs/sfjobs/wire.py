@@ -24,7 +24,7 @@ ANSWER_SECONDS = 30
 _ALL = "0.0.0.0"
 
 
-class LaunchError(Exception):
+class JobError(Exception):
     """What went wrong, for people."""
 
 
@@ -49,8 +49,8 @@ class Session:
                     listener.bind((address, wanted.get(name, 0)))
                     listener.listen(64)
                 except OSError as error:
-                    raise LaunchError("port %d is not available: %s" % (wanted.get(name, 0), error.strerror)) from error
-        except LaunchError:
+                    raise JobError("port %d is not available: %s" % (wanted.get(name, 0), error.strerror)) from error
+        except JobError:
             for listener in listeners.values():
                 listener.close()
             raise
@@ -77,7 +77,7 @@ class Session:
         try:
             connection = socket.create_connection((address, self.ports[port]), CONNECT_SECONDS)
         except OSError as error:
-            raise LaunchError("cannot reach the launcher in %s: %s" % (address, error)) from error
+            raise JobError("cannot reach the launcher in %s: %s" % (address, error)) from error
         try:
             keep_alive(connection, lifeline=kind == "hold")
             connection.settimeout(ANSWER_SECONDS)
@@ -85,8 +85,8 @@ class Session:
             expect_ok(connection, address)
         except OSError as error:
             connection.close()
-            raise LaunchError("the launcher in %s does not answer: %s" % (address, error)) from error
-        except LaunchError:
+            raise JobError("the launcher in %s does not answer: %s" % (address, error)) from error
+        except JobError:
             connection.close()
             raise
         return connection
@@ -122,5 +122,5 @@ def expect_ok(connection, address):
     if answer == "ok":
         return
     if answer.startswith("err "):
-        raise LaunchError("the launcher in %s says: %s" % (address, answer[4:]))
-    raise LaunchError("the launcher in %s closed the connection" % address)
+        raise JobError("the launcher in %s says: %s" % (address, answer[4:]))
+    raise JobError("the launcher in %s closed the connection" % address)

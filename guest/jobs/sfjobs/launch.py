@@ -1,4 +1,4 @@
-"""sfmpi-launch HOST COMMAND...: what mpiexec calls where it would call rsh. Runs the command in a clone, as /bin/sh there reads it.
+"""sf-launch HOST COMMAND...: what mpiexec calls where it would call rsh. Runs the command in a clone, as /bin/sh there reads it.
 
 It finds the session beside its own name: each run has a directory with a link to this program in it.
 """
@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 
-from .wire import STREAMS, LaunchError, Session, expect_ok, read_line
+from .wire import STREAMS, JobError, Session, expect_ok, read_line
 
 _DRAIN_SECONDS = 10
 _CHUNK = 65536
@@ -30,7 +30,7 @@ def launch(session, address, command):
         thread.start()
     kind, _, status = read_line(manager).partition(" ")
     if kind != "exit":
-        raise LaunchError("the connection to %s is lost" % address)
+        raise JobError("the connection to %s is lost" % address)
     for thread in outputs:
         thread.join(_DRAIN_SECONDS)  # a process that it left behind may hold them open
     return int(status)
@@ -56,12 +56,12 @@ def _receive(stream, descriptor):
 
 def main(argv):
     if len(argv) < 3:
-        sys.exit("usage: sfmpi-launch HOST COMMAND...")
+        sys.exit("usage: sf-launch HOST COMMAND...")
     try:
         session = Session.load(os.path.join(os.path.dirname(argv[0]), "session"))
         status = launch(session, argv[1], " ".join(argv[2:]))
-    except (LaunchError, OSError) as error:
-        sys.stderr.write("sfmpi-launch: %s\n" % error)
+    except (JobError, OSError) as error:
+        sys.stderr.write("sf-launch: %s\n" % error)
         status = 255
     sys.stdout.flush()
     os._exit(status)  # the thread that reads standard input waits for more
