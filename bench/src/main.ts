@@ -7,6 +7,7 @@ import { benchApi } from './api/run.ts';
 import { benchDistribution } from './distribution/run.ts';
 import { benchFork } from './fork/run.ts';
 import { benchEndurance } from './scale/endurance.ts';
+import { benchMpi } from './mpi/run.ts';
 import { benchNetwork } from './network/run.ts';
 import { benchScale } from './scale/run.ts';
 import { benchSfmd } from './sfmd/run.ts';
@@ -15,6 +16,7 @@ const BENCHES: Record<string, (options: { quick: boolean; signal: AbortSignal })
   fork: benchFork,
   distribution: benchDistribution,
   api: benchApi,
+  mpi: benchMpi,
   network: benchNetwork,
   scale: benchScale,
   endurance: benchEndurance,

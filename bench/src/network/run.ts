@@ -1,5 +1,5 @@
 // npm run bench -- network: throughput and round trips between two clones, on one host and on two, as SnowFlock connects them and, in turn,
-// over the same bridges and VXLAN without its rules: the guard of each tap and the filter of VXLAN.
+// over the same bridges and VXLAN without its rules: the guard of each tap and the filter of VXLAN. And the same without VMs, with iperf3.
 
 import { Lab } from '@snowflock/lab';
 import { ForkVmReply, parseVmRef } from '@snowflock/protocol';
@@ -8,6 +8,7 @@ import { chooseAccel } from '@snowflock/vm';
 import { BenchCluster } from '../cluster.ts';
 import { figure, machine, type BenchResult, type Figure } from '../figures.ts';
 import { Clone } from './clone.ts';
+import { benchHostPath, requireIperf } from './host-path.ts';
 import { withoutRules } from './rules.ts';
 
 const SHAPE = { diskImage: 'micro', vcpus: 1, memoryMib: 96 };
@@ -33,10 +34,12 @@ interface Round {
 export async function benchNetwork(options: { quick: boolean; signal: AbortSignal }): Promise<BenchResult> {
   const { quick, signal } = options;
   const sizeMib = quick ? QUICK_TRANSFER_MIB : TRANSFER_MIB;
+  requireIperf();
+  const hostPath = await benchHostPath({ quick, signal });
   await using lab = await Lab.up({ ...LAB, signal });
   await using cluster = await BenchCluster.seed(lab, SHAPE);
   const clones = await fork(lab, `${cluster.clusterid}:0`);
-  const figures: Figure[] = [];
+  const figures: Figure[] = [...hostPath];
   for (const [name, pair] of Object.entries(pairsOf(clones))) {
     const rounds: Round[] = [];
     for (let round = -1; round < (quick ? 3 : 12); round++) {
