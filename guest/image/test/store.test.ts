@@ -57,7 +57,7 @@ describe('store', () => {
 
   it('says which image is missing', async () => {
     await expect(findImage('micro')).rejects.toMatchObject({ code: 'no-such-image' });
-    await expect(findImage('windows')).rejects.toThrow('there are micro, debian, mpi, examples');
+    await expect(findImage('windows')).rejects.toThrow('there are micro, debian, mpi, distcc, examples');
     process.env['SNOWFLOCK_IMAGES'] = join(directory, 'absent');
     expect(await listImages()).toEqual([]);
     expect(storeDirectory()).toBe(join(directory, 'absent'));
