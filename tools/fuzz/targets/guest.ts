@@ -19,7 +19,7 @@ import type { Target } from '../engine.ts';
 const TICKET = 'd4d660b0-054e-4017-8393-ad04ff1c1ff7';
 const CLUSTER = 7;
 const OWN =
-  /^\/v1\/clusters\/7(\/(merge|tickets(\/[0-9a-fA-F-]{36}(\/(merge|join|wait))?)?))?(\?(by=guest|vm=[03]))?$/;
+  /^\/v1\/clusters\/7(\/(merge|vms\/\d+\/reset|tickets(\/[0-9a-fA-F-]{36}(\/(merge|join|wait))?)?))?(\?(by=guest|vm=[03]))?$/;
 /** Of the event loop; nothing that a call here does takes more. */
 const TURNS = 8;
 const REPLY = /^(ok|err [a-z-]+ )/;
@@ -112,6 +112,7 @@ export const target: Target = {
     '../8/tickets',
     'clone_master',
     'ic_exit',
+    'reset_clone',
     'wait_clones',
     ' +1',
     '\n',

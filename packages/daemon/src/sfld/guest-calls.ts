@@ -159,7 +159,9 @@ export class GuestCalls {
         return 'ok';
       }
       case 'reset_clone': {
-        const path = `${cluster}/vms/${integer(words[0], 'vmid')}/reset${as}`;
+        const which = integer(words[0], 'vmid');
+        if (which < 0) throw new SnowflockError('bad-request', `vmid must be 0 or more, got ${which}`);
+        const path = `${cluster}/vms/${which}/reset${as}`;
         await this.#ask({ method: 'POST', path, reply: NoReply, signal, timeoutMs: RESET_TIMEOUT_MS });
         return 'ok';
       }
