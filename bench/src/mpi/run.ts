@@ -50,7 +50,7 @@ export async function benchMpi(options: { quick: boolean; signal: AbortSignal })
   await using lab = await Lab.up({ ...LAB, signal });
   await using cluster = await BenchCluster.seed(lab, SHAPE);
   const vm = `${cluster.clusterid}:0`;
-  const run = async (command: string[], input = '', waitMs = 0): Promise<string> => {
+  const run = async (command: string[], input = '', waitMs?: number): Promise<string> => {
     const limit = AbortSignal.any([signal, AbortSignal.timeout(RUN_TIMEOUT_MS)]);
     const { status, stdout, stderr } = await execInVm(lab.client(1), vm, command, {
       signal: limit,
