@@ -121,6 +121,18 @@ describe.skipIf(!able)('the keeper of a job', () => {
     await job.done;
   });
 
+  it('says nothing of a merge that was interrupted and has happened', async () => {
+    await using bench = await withBench();
+    const job = await start(bench, 'end');
+    await answer(job, REQUEST, `ok 3 ${T}`);
+    await answer(job, 'list_tickets', `ok unused outstanding ${T}`);
+    await answer(job, `merge_master ${T}`, 'err interrupted ask again');
+    await answer(job, 'list_tickets', 'ok unused outstanding');
+    await answer(job, `merge_master ${T}`, 'err ticket-used merged before');
+    expect(await job.done).toMatchObject({ status: 0, stderr: '' });
+    await expectGone(job);
+  });
+
   it('tries again while the host is away, and says what is left when it is refused', async () => {
     await using bench = await withBench();
     const job = await start(bench, 'end');

@@ -31,6 +31,8 @@ _GIVE_BACK_SECONDS = 120
 _AGAIN_SECONDS = 2
 _LEAVE_SECONDS = 10
 _PASSING = ("unavailable", "interrupted")
+# Also when a call was interrupted that had done it.
+_GIVEN_BACK = ("no-such-ticket", "ticket-used", "ticket-disposed")
 _ANSWER_MAX = 4096
 
 
@@ -146,7 +148,7 @@ def _give_back(program, ticket, killed):
                 snowflock.merge_master(ticket)
             return
         except snowflock.SnowflockError as error:
-            if error.code == "no-such-ticket":
+            if error.code in _GIVEN_BACK:
                 return
             if error.code not in _PASSING or time.monotonic() > deadline:
                 sys.stderr.write("%s: the clones of ticket %s may be left (sfmerge %s): %s\n" % (program, ticket, ticket, error))
