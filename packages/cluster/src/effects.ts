@@ -34,6 +34,8 @@ export type Effect =
       readonly diskBytes: number;
       /** Of the VM that will be forked, where the pages will come from. */
       readonly parentHost: string;
+      /** All hosts that clones of the ticket are placed on. */
+      readonly targets: readonly string[];
       readonly clones: readonly { readonly vmid: number; readonly vcpus: number }[];
     }
   | {
@@ -129,11 +131,14 @@ export function vmEndedEffect({ clusterid }: Cluster, vm: Vm): Effect {
 }
 
 export function prepareSource(cluster: Cluster, ticket: Ticket): Effect {
-  const { clusterid, vms } = cluster;
+  const { clusterid } = cluster;
   const host = sourceHostOf(cluster, ticket);
-  const placed = ticket.vmids.flatMap((vmid) => vms[vmid]?.host ?? []);
-  const targets = [...new Set(placed)].sort();
+  const targets = targetsOf(cluster, ticket);
   return { type: 'prepare-source', clusterid, vmid: ticket.owner, ticket: ticket.ticket, host, targets };
+}
+
+function targetsOf({ vms }: Cluster, ticket: Ticket): string[] {
+  return [...new Set(ticket.vmids.flatMap((vmid) => vms[vmid]?.host ?? []))].sort();
 }
 
 export function prepareClones(
@@ -147,6 +152,7 @@ export function prepareClones(
     shape,
     diskBytes,
     parentHost: sourceHostOf(cluster, ticket),
+    targets: targetsOf(cluster, ticket),
     ticket: ticket.ticket,
     ...at,
   };

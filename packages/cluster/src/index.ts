@@ -6,6 +6,7 @@ export * from './lending.ts';
 export * from './limits.ts';
 export { movingOf } from './migration-end.ts';
 export * from './outcomes.ts';
+export * from './relay-tree.ts';
 export * from './rows.ts';
 export * from './state.ts';
 export * from './views.ts';

@@ -154,7 +154,7 @@ export interface SfmdConfig extends CommonConfig {
     readonly hostTimeoutMs: number;
   };
   /** 'multicast': to all hosts of a fork at once, where that is heard; 'auto' is another word for it. */
-  readonly networkMode: 'multicast' | 'unicast' | 'auto';
+  readonly networkMode: 'multicast' | 'unicast' | 'relay' | 'auto';
   /** Addresses, subnets or DNS names. */
   readonly networkWhitelist: readonly string[];
   /** Of names on the whitelist; empty: those of each host. */
@@ -243,7 +243,7 @@ const SFMD = {
   blocked_requests: integer('ticket requests that wait', 0, 3072).default(1024),
   fork_reserve: integer("percent of a master VM's memory held for each ticket", 0, 100).default(25),
   host_timeout: integer('seconds that a host may be silent', 4, 3600).default(8),
-  network_mode: oneOf('multicast', 'unicast', 'auto').default('unicast'),
+  network_mode: oneOf('multicast', 'unicast', 'relay', 'auto').default('unicast'),
   network_whitelist: z
     .array(whitelistEntry, 'must be a list of strings')
     .max(WHITELIST_MAX, `must have at most ${WHITELIST_MAX} entries`)

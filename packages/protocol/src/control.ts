@@ -238,6 +238,7 @@ export type PrepareSource = z.infer<typeof PrepareSource>;
 
 /** Whose sfld is asked for what. */
 const SfldAt = z.object({ host: hostName, address: z.string(), sfldPort: port });
+export type SfldAt = z.infer<typeof SfldAt>;
 
 /** POST sfld /v1/tickets — a target host starts empty VMs for this ticket. */
 export const PrepareClones = z.object({
@@ -256,6 +257,11 @@ export const PrepareClones = z.object({
   moved: z.object({ origin: z.object({ ticket: ticketId, parent: SfldAt }).nullable() }).optional(),
   /** Of the host that this is sent to. */
   multicastHost,
+  /**
+   * Absent: pages come from the parent's host. Otherwise they come by way of the host `via`, if there is one, and are passed on to the
+   * hosts `feeds` (docs/distribution.md).
+   */
+  relay: z.object({ via: SfldAt.nullable(), feeds: z.array(hostName) }).optional(),
 });
 export type PrepareClones = z.infer<typeof PrepareClones>;
 
@@ -271,6 +277,13 @@ export const PageSourceReply = z.object({
   prefetch: z.array(z.int().min(0)),
 });
 export type PageSourceReply = z.infer<typeof PageSourceReply>;
+
+/**
+ * GET sfld /v1/tickets/:ticket/relay — where a host passes on a ticket's pages, under the key of its PageSource; asked for by the hosts
+ * that it feeds. Answers when its relay listens.
+ */
+export const RelayReply = z.object({ address: z.string(), port });
+export type RelayReply = z.infer<typeof RelayReply>;
 
 /** POST sfld /v1/tickets/:ticket/launch — body: binary descriptor (descriptor.ts). Answers when each clone runs or has failed. */
 export const LaunchReply = LaunchReport;

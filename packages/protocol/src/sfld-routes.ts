@@ -13,6 +13,7 @@ import {
   MasterStarted,
   MergeVm,
   PageSourceReply,
+  RelayReply,
   PrepareClones,
   PrepareSource,
   ReachListener,
@@ -82,6 +83,14 @@ export const SFLD_ROUTES = {
     roles: ['host'],
     params: OfTicket,
     reply: PageSourceReply,
+  },
+  relay: {
+    method: 'GET',
+    path: '/v1/tickets/:ticket/relay',
+    summary: 'Where this host passes on the pages of a ticket; a host that it feeds asks ahead of the fork',
+    roles: ['host'],
+    params: OfTicket,
+    reply: RelayReply,
   },
   startMaster: {
     method: 'POST',

@@ -350,7 +350,7 @@ run_dir = 'run'
     ["cluster_hosts = ['a']", "f:1:18: cluster_hosts[0]: must be a dictionary with 'host', 'cpus' and 'RAM'"],
     [
       `cluster_hosts = [${host}]\nnetwork_mode = 'broadcast'`,
-      "f:2:16: network_mode: must be one of 'multicast', 'unicast', 'auto'",
+      "f:2:16: network_mode: must be one of 'multicast', 'unicast', 'relay', 'auto'",
     ],
     [
       `cluster_hosts = [${host}]\nnetwork_whitelist = ['10.0.0.0/99']`,

@@ -4,8 +4,9 @@
 //
 // Invariant: the memtap outlives its clones; a clone that ends is reported to sfmd exactly once.
 
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import {
   SnowflockError,
   toSnowflockError,
@@ -13,11 +14,12 @@ import {
   type Descriptor,
   type LaunchReply,
   type PrepareClones,
+  type RelayReply,
   type VmEnded,
   type VmRef,
 } from '@snowflock/protocol';
 import type { ClusterNetwork } from '@snowflock/network';
-import type { MemtapStats } from '@snowflock/replication';
+import type { MemserverStats, MemtapFilesOptions, MemtapStats } from '@snowflock/replication';
 import { createOverlay, killProcess, type BlankOverlay, type ProcessMark } from '@snowflock/vm';
 import { logAbout, type Log } from '../log.ts';
 import { CloneResets } from './clone-resets.ts';
@@ -33,7 +35,13 @@ import type { ForkPorts } from './vm-forks.ts';
 /** QEMUs started at a time: each is a burst of CPU, and more at once than this only slows the first ones. */
 const STARTS_AT_ONCE = 4;
 
-const NEW_ENTRY = { nclones: 0, isolated: false, left: false, fetched: false, memtap: null } as const;
+/** A relay starts while QEMUs do, and is seldom waited for. */
+const RELAY_WAIT_MS = 3_000;
+
+const NEW_ENTRY = {
+  ...{ nclones: 0, isolated: false, left: false, fetched: false },
+  ...{ memtap: null, relay: null },
+} as const;
 
 export interface CloneGroupPorts extends ForkPorts {
   /** Gets the last record of each clone. */
@@ -133,9 +141,8 @@ export class CloneGroup implements AsyncDisposable {
     return this.#record.entry.left && this.clones.size === 0 && this.#record.entry.clones.length === 0;
   }
 
-  get files(): { readonly ramPath: string; readonly presencePath: string; readonly diskPath: string | null } {
-    const diskPath = this.#request.diskBytes > 0 ? GroupMemtap.diskPath(this.#directory) : null;
-    return { ramPath: this.#serving.ramPath, presencePath: this.#presencePath, diskPath };
+  get files(): MemtapFilesOptions {
+    return this.#serving.files;
   }
 
   get isolated(): boolean {
@@ -186,10 +193,7 @@ export class CloneGroup implements AsyncDisposable {
     const { nclones, isolated } = descriptor.header;
     this.#record.before({ state: 'launching', nclones, isolated });
     // Not waited for here: the device state is read meanwhile, and whatever touches memory waits in the memtap.
-    const attached = this.#serving.attach(descriptor);
-    // What forks of these clones are read over.
-    const kept = writeFile(this.#presencePath, descriptor.presence, { mode: 0o600 });
-    const ready = Promise.all([attached, kept]);
+    const ready = this.#serving.attach(descriptor);
     ready.catch(() => undefined); // every clone that is launched reports it; there may be none any more
     const results = this.#request.clones.map(async ({ vmid }) => {
       const clone = this.clones.get(vmid);
@@ -291,6 +295,17 @@ export class CloneGroup implements AsyncDisposable {
     return (await this.#memtap?.stats()) ?? null;
   }
 
+  /** Where its pages are passed on from this host, to one of those that it feeds. */
+  async relaySource(): Promise<RelayReply> {
+    if (this.#memtap) return this.#memtap.relaySource();
+    throw new SnowflockError('no-such-ticket', `ticket ${this.ticket} is not prepared here yet`);
+  }
+
+  /** What it passes on; null: nothing. */
+  async relayStats(): Promise<MemserverStats | null> {
+    return (await this.#memtap?.relayStats()) ?? null;
+  }
+
   async records(): Promise<CloneRecord[]> {
     const replication = await this.stats();
     return [...this.clones.values()].map((clone) => fullRecord(clone, replication));
@@ -299,7 +314,7 @@ export class CloneGroup implements AsyncDisposable {
   keep(kept: Kept): void {
     kept.directories.add(this.#directory);
     kept.clusters.add(this.clusterid);
-    if (this.#memtap) kept.pids.add(this.#memtap.pid);
+    for (const pid of this.#memtap?.pids ?? []) kept.pids.add(pid);
     for (const clone of this.clones.values()) clone.keep(kept);
   }
 
@@ -351,6 +366,7 @@ export class CloneGroup implements AsyncDisposable {
       request: this.#request,
       directory: this.#directory,
       log: this.#log,
+      onRelay: (relay) => this.#record.after({ relay }),
       onSourceLost,
     };
   }
@@ -366,7 +382,7 @@ export class CloneGroup implements AsyncDisposable {
       ...{ ticket, parent, moved: moved !== undefined },
       shape,
       vcpus,
-      upstream: { ticket: this.ticket, ramPath: memtap.ramPath, presencePath: this.#presencePath },
+      upstream: { ticket: this.ticket, ...memtap.files },
       blankDisk: this.#blank,
       diskBytes,
       network,
@@ -377,10 +393,6 @@ export class CloneGroup implements AsyncDisposable {
         fork ? this.#record.cloneBefore(vmid, { fork }) : this.#record.cloneAfter(vmid, { fork }),
       recordExit: (exit) => this.#record.cloneBefore(vmid, { exit }),
     };
-  }
-
-  get #presencePath(): string {
-    return join(this.#directory, 'presence');
   }
 
   #ownClone(clone: CloneVm): void {
@@ -398,8 +410,8 @@ export class CloneGroup implements AsyncDisposable {
   }
 
   async #adopt(): Promise<void> {
-    const { memtap: mark, state, nclones, isolated, clones } = this.#record.entry;
-    const memtap = await GroupMemtap.adopt(this.#memtapOptions, mark);
+    const { state, nclones, isolated, clones, ...marks } = this.#record.entry;
+    const memtap = await GroupMemtap.adopt(this.#memtapOptions, marks);
     this.#memtap = memtap;
     const network = await this.#context.networks.acquire(this.clusterid);
     this.#network = network;
@@ -464,7 +476,7 @@ export class CloneGroup implements AsyncDisposable {
     if (blank.status === 'fulfilled') this.#blank = blank.value;
     const memtap = this.#serving;
     this.#record.before({ memtap: memtap.mark });
-    void memtap.connectAhead();
+    const connected = memtap.connectAhead();
     const waiting = [...clones];
     const starter = async (): Promise<void> => {
       for (let next = waiting.shift(); next && !this.#disposed; next = waiting.shift()) {
@@ -477,6 +489,8 @@ export class CloneGroup implements AsyncDisposable {
       }
     };
     await Promise.all(Array.from({ length: STARTS_AT_ONCE }, starter));
+    // A fork that comes before that would have its pages from the parent, for good.
+    if (this.#request.relay) await Promise.race([connected, sleep(RELAY_WAIT_MS, undefined, { ref: false })]);
     this.#record.before({ state: 'prepared' });
   }
 

@@ -1,23 +1,36 @@
-// The memtap of a clone group, which serves all of its clones, and where it fetches from.
+// The memtap of a clone group, which serves all of its clones, where it fetches from, and who is fed from it.
 //
 //   started ──connectAhead──▶ linked ──attach──▶ serving ──▶ source lost        and from each of them ──▶ detached or gone
 //
 // Invariant: a source is lost once, and for good: whoever asks afterwards hears why.
 
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
+  PAGE_BYTES,
   PageSourceReply,
+  RelayReply,
   SnowflockError,
   toSnowflockError,
   type Descriptor,
   type PrepareClones,
+  type SfldAt,
 } from '@snowflock/protocol';
-import { cleanupMount, MemtapProcess, type MemtapStats } from '@snowflock/replication';
+import {
+  cleanupMount,
+  MemtapProcess,
+  type MemserverStats,
+  type MemtapFilesOptions,
+  type MemtapStats,
+  type PageSource,
+} from '@snowflock/replication';
 import { isRunning, markProcess, type ProcessMark } from '@snowflock/vm';
+import type { z } from 'zod';
 import type { Log } from '../log.ts';
 import type { HostContext } from './context.ts';
 import { multicastAddressOf } from './multicast-address.ts';
+import { Relay, type RelayMark, type RelayOptions } from './relay.ts';
 
 /** The parent's host may hear of the ticket later than this one, and then starts its memserver. */
 const SOURCE_TIMEOUT_MS = 15_000;
@@ -29,6 +42,8 @@ export interface GroupMemtapOptions {
   /** Of the group's files. */
   readonly directory: string;
   readonly log: Log;
+  /** A relay was started: for the journal. */
+  readonly onRelay: (mark: RelayMark | null) => void;
   /** No page can be fetched any more; `sourceLost` says why. */
   readonly onSourceLost: () => void;
 }
@@ -38,6 +53,11 @@ export class GroupMemtap implements AsyncDisposable {
   readonly #memtap: MemtapProcess;
   readonly #multicastAddress: Promise<string | undefined>;
   readonly #ending = new AbortController();
+  /** What passes pages on from here; null: nothing does. */
+  #relay: Relay | null = null;
+  #relayStarting: Promise<void> = Promise.resolve();
+  /** Whose relay pages come by; null: none, or it is not known yet. */
+  #via: PageSource | null = null;
   #sourceLost: string | null = null;
   #saidDeaf = false;
 
@@ -63,13 +83,19 @@ export class GroupMemtap implements AsyncDisposable {
   }
 
   /** Takes over what the last sfld had. Throws 'source-lost' if it has ended. */
-  static async adopt(options: GroupMemtapOptions, mark: ProcessMark | null): Promise<GroupMemtap> {
-    if (!mark || !isRunning(mark))
+  static async adopt(
+    options: GroupMemtapOptions,
+    marks: { readonly memtap: ProcessMark | null; readonly relay: RelayMark | null },
+  ): Promise<GroupMemtap> {
+    if (!marks.memtap || !isRunning(marks.memtap))
       throw new SnowflockError('source-lost', 'its memtap ended while no sfld ran here');
-    return new GroupMemtap(
+    const { pid } = marks.memtap;
+    const memtap = new GroupMemtap(
       options,
-      await MemtapProcess.attachTo({ pid: mark.pid, ...pathsIn(options.directory) }),
+      await MemtapProcess.attachTo({ pid, ...pathsIn(options.directory) }),
     );
+    memtap.#relay = await Relay.adopt(memtap.#relayOptions, marks.relay);
+    return memtap;
   }
 
   /** What a memtap that did not end in order has left mounted in `directory`. */
@@ -82,8 +108,9 @@ export class GroupMemtap implements AsyncDisposable {
     return join(pathsIn(directory).mountPath, 'disk');
   }
 
-  get pid(): number {
-    return this.#memtap.pid;
+  /** Of the memtap, and of its relay, if it has one. */
+  get pids(): readonly number[] {
+    return [this.#memtap.pid, ...(this.#relay ? [this.#relay.pid] : [])];
   }
 
   get mark(): ProcessMark | null {
@@ -101,33 +128,75 @@ export class GroupMemtap implements AsyncDisposable {
 
   /** Connects before there is a fork, so that the fork need not wait for it; attach() does without. Never rejects. */
   async connectAhead(): Promise<void> {
-    const { context, request, log } = this.#options;
-    const { host, address, sfldPort: port } = request.parent;
+    const { request } = this.#options;
+    const { ticket, parent, relay } = request;
+    if (relay && relay.feeds.length > 0) this.#relayStarting = this.#startRelay();
+    const source = await this.#askAhead(parent, `/v1/sources/${ticket}/pages`, PageSourceReply);
+    const key = source && Buffer.from(source.keyHex, 'hex');
+    void this.#relayStarting.then(() => this.#relay?.configure(key));
+    if (!source || !key) return;
+    if (relay?.via) this.#via = await this.#askAhead(relay.via, `/v1/tickets/${ticket}/relay`, RelayReply);
+    try {
+      await this.#memtap.connect({
+        ...{ sources: this.#sourcesFrom(source), key, prefetch: source.prefetch },
+        multicastAddress: await this.#multicastAddress,
+      });
+    } catch (error) {
+      this.#options.log.debug({ err: error }, 'not connected ahead of the fork');
+    }
+  }
+
+  /** What another host says of the ticket as soon as it has heard of it; null when it does not. */
+  async #askAhead<T>(at: SfldAt, path: string, reply: z.ZodType<T>): Promise<T | null> {
+    const { context, log } = this.#options;
     const signal = AbortSignal.any([this.#ending.signal, AbortSignal.timeout(SOURCE_TIMEOUT_MS)]);
+    const { host, address, sfldPort: port } = at;
     for (;;) {
       try {
-        const source = await context.peers.client({ host, address, port }).request({
-          method: 'GET',
-          path: `/v1/sources/${request.ticket}/pages`,
-          reply: PageSourceReply,
-          timeoutMs: SOURCE_TIMEOUT_MS,
-          signal,
-        });
-        await this.#memtap.connect({
-          sources: [{ address: source.address, port: source.port }],
-          key: Buffer.from(source.keyHex, 'hex'),
-          multicastAddress: await this.#multicastAddress,
-          prefetch: source.prefetch,
-        });
-        return;
+        const asked = { method: 'GET', path, reply, timeoutMs: SOURCE_TIMEOUT_MS, signal } as const;
+        return await context.peers.client({ host, address, port }).request(asked);
       } catch (error) {
         if (toSnowflockError(error).code !== 'no-such-ticket' || signal.aborted) {
-          log.debug({ err: error }, 'not connected ahead of the fork');
-          return;
+          log.debug({ err: error, path }, 'not connected ahead of the fork');
+          return null;
         }
       }
       await sleep(SOURCE_RETRY_MS, undefined, { signal }).catch(() => undefined);
     }
+  }
+
+  /** In the order in which they are tried. */
+  #sourcesFrom({ address, port }: PageSource): PageSource[] {
+    return [...(this.#via ? [this.#via] : []), { address, port }];
+  }
+
+  get #relayOptions(): RelayOptions {
+    const { context, request, directory, log } = this.#options;
+    return { context, directory, log, ticket: request.ticket, clusterid: request.clusterid };
+  }
+
+  /** Never rejects: hosts that are not served from here ask the parent's. */
+  async #startRelay(): Promise<void> {
+    const { log, onRelay } = this.#options;
+    try {
+      this.#relay = await Relay.start(this.#relayOptions);
+      onRelay(this.#relay.mark);
+    } catch (error) {
+      log.warn({ reason: toSnowflockError(error).message }, 'this host does not pass on pages');
+    }
+  }
+
+  /** Where pages are passed on from here. Throws 'no-such-ticket' when they are not, as yet or at all. */
+  async relaySource(): Promise<PageSource> {
+    await this.#relayStarting;
+    if (!this.#relay)
+      throw new SnowflockError('unavailable', `ticket ${this.#options.request.ticket} has no relay here`);
+    return this.#relay.source();
+  }
+
+  /** Of the relay. */
+  async relayStats(): Promise<MemserverStats | null> {
+    return (await this.#relay?.stats()) ?? null;
   }
 
   /**
@@ -137,13 +206,26 @@ export class GroupMemtap implements AsyncDisposable {
   async attach({ header, presence }: Descriptor): Promise<void> {
     const { source } = header;
     const prefetch = this.#options.request.moved ? [] : header.prefetch;
-    await this.#memtap.attach({
-      sources: [{ address: source.address, port: source.port }],
+    const { presencePath, ...files } = this.files;
+    const multicastAddress = await this.#multicastAddress;
+    const attached = this.#memtap.attach({
+      sources: this.#sourcesFrom(source),
       key: Buffer.from(source.keyHex, 'hex'),
-      multicastAddress: await this.#multicastAddress,
-      presence,
-      prefetch,
+      ...{ multicastAddress, presence, prefetch },
     });
+    await Promise.all([attached, writeFile(presencePath, presence, { mode: 0o600 })]);
+    void this.#relay?.serve({ presencePath, ...files });
+  }
+
+  /** What it serves, and what says which pages of RAM there are: what forks of its clones are read over. */
+  get files(): MemtapFilesOptions {
+    const { directory, request } = this.#options;
+    const pageCount = Math.ceil(request.diskBytes / PAGE_BYTES);
+    return {
+      ramPath: this.#memtap.ramPath,
+      presencePath: join(directory, 'presence'),
+      ...(pageCount === 0 ? {} : { disk: { path: this.#memtap.diskPath, pageCount } }),
+    };
   }
 
   /** What the VM needs next, most likely. Never rejects: what is not fetched now is fetched when it is needed. */
@@ -196,11 +278,14 @@ export class GroupMemtap implements AsyncDisposable {
   /** Lets it run, for the next sfld. */
   detach(): void {
     this.close();
+    this.#relay?.detach();
     this.#memtap.detach();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.close();
+    await this.#relayStarting;
+    await this.#relay?.[Symbol.asyncDispose]();
     await this.#memtap[Symbol.asyncDispose]();
   }
 

@@ -19,6 +19,7 @@ import {
   type PageSourceReply,
   type PrepareClones,
   type PrepareSource,
+  type RelayReply,
   type SendVm,
   type SendVmReply,
   type ServeCheckpoint,
@@ -96,8 +97,12 @@ export class HostDaemon implements AsyncDisposable {
     });
     context.metrics.watch({
       memtaps: () => [...this.#groups.values()].map((group) => [group.ticket, () => group.stats()] as const),
-      memservers: () =>
-        [...this.#sources.values()].map((source) => [source.ticket, () => source.stats()] as const),
+      memservers: () => [
+        ...[...this.#sources.values()].map((source) => [source.ticket, () => source.stats()] as const),
+        ...[...this.#groups.values()]
+          .filter(({ ticket, request }) => request.relay !== undefined && !this.#sources.has(ticket))
+          .map((group) => [group.ticket, () => group.relayStats()] as const),
+      ],
       vms: () => ({
         master: this.#masters.size,
         clone: [...this.#groups.values()].reduce((sum, { clones }) => sum + clones.size, 0),
@@ -293,6 +298,19 @@ export class HostDaemon implements AsyncDisposable {
     const { port } = await source.ready();
     const keyHex = source.key.toString('hex');
     return { address: this.context.address, port, keyHex, prefetch: [...prefetch] };
+  }
+
+  /** Where this host passes on the pages of a ticket, for a host that it feeds. Throws 'unauthorized' for any other. */
+  async relaySource(ticket: string, peer: Peer): Promise<RelayReply> {
+    const group = this.#destroying.has(ticket) ? undefined : this.#groups.get(ticket);
+    if (!group)
+      throw new SnowflockError(
+        'no-such-ticket',
+        `ticket ${ticket} was not prepared on host ${this.context.host}`,
+      );
+    if (group.request.relay?.feeds.some((host) => peer.isHost(host)) !== true)
+      throw new SnowflockError('unauthorized', `ticket ${ticket} is not passed on to '${peer.name}'`);
+    return group.relaySource();
   }
 
   /** Resolves when the VM goes on; sfmd is told when the checkpoint is written. */

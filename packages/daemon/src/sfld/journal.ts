@@ -80,6 +80,8 @@ export const GroupEntry = z.object({
   /** Of a VM that has come from another host: nothing is fetched from there any more. */
   fetched: z.boolean().default(false),
   memtap: ProcessMark.nullable(),
+  /** What passes pages on to other hosts; null: nothing does. */
+  relay: ProcessMark.extend({ port: z.int() }).nullable().default(null),
   /**
    * `exit`: the clone has called ic_exit, whatever of it is still there; kept until sfmd has been told. `resetting`: its QEMU is on the
    * way back to the fork point, and must not go on.

@@ -10,7 +10,6 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
-  PAGE_BYTES,
   SnowflockError,
   toSnowflockError,
   type SendVm,
@@ -156,12 +155,10 @@ export class Migrations {
     const own = { ticket, clusterid: ref.clusterid, owner: ref.vmid, upstream: null, targets: [host] };
     const source = ForkSource.prepare(this.#context, own);
     await this.#ports.addSource(source);
-    const { diskPath: disk, ...files } = group.files;
-    const pageCount = Math.ceil(group.request.diskBytes / PAGE_BYTES);
+    const { files: from } = group;
     const { port } = await source.keepHere({
-      ...{ id: randomUUID(), ramPath },
-      from: { ...files, ...(disk === null ? {} : { disk: { path: disk, pageCount } }) },
-      ...(disk === null ? {} : { diskPath }),
+      ...{ id: randomUUID(), ramPath, from },
+      ...(from.disk ? { diskPath } : {}),
     });
     await group.feedFrom({ port, key: source.key });
     logAbout(this.#context.log, { ...ref, ticket }).info('all of its pages are here');

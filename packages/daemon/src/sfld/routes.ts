@@ -48,6 +48,7 @@ export function registerRoutes(app: FastifyInstance, daemon: HostDaemon): void {
     daemon.assertMayFetch(params.ticket, peer);
     return daemon.pageSource(params.ticket);
   });
+  serve(app, ROUTES.relay, ({ params, peer }) => daemon.relaySource(params.ticket, peer));
   serve(app, ROUTES.startMaster, ({ body }) => daemon.startMaster(body));
   serve(app, ROUTES.destroyVm, ({ params }) => daemon.destroyVm(parseVmRef(params.vm)));
   serve(app, ROUTES.forkVm, ({ params, query, body, signal }) =>

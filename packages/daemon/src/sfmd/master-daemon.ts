@@ -96,6 +96,8 @@ export interface MasterDaemonOptions {
   readonly hosts: Hosts;
   /** By host; absent: pages go by unicast. */
   readonly multicastHosts?: ReadonlyMap<string, string>;
+  /** Hosts of a fork pass pages on to each other; absent: each gets them from the parent's. */
+  readonly relay?: boolean;
   readonly log: Log;
   readonly random: () => number;
   /** Monotonic. */
@@ -155,6 +157,7 @@ export class MasterDaemon implements Disposable {
       hosts: options.hosts,
       addressOf: (host) => this.#address(host),
       multicastHostOf: (host) => options.multicastHosts?.get(host),
+      relay: options.relay ?? false,
       apply: (command) => this.#applySometime(command),
       log: options.log,
       closing: this.#closing.signal,

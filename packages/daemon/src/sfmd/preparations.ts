@@ -1,7 +1,7 @@
 // Carries out preparations in the background while their ticket waits to be used; each answer is a command of its own.
 
 import { toSnowflockError } from '@snowflock/protocol';
-import type { Command, Effect } from '@snowflock/cluster';
+import { relayPlace, type Command, type Effect } from '@snowflock/cluster';
 import type { Log } from '../log.ts';
 import type { HostAddress, Hosts } from './hosts.ts';
 
@@ -12,6 +12,8 @@ export interface PreparationPorts {
   readonly addressOf: (host: string) => HostAddress;
   /** Undefined: pages go by unicast. */
   readonly multicastHostOf: (host: string) => string | undefined;
+  /** Hosts of a fork pass pages on to each other. */
+  readonly relay: boolean;
   readonly apply: (command: Command) => void;
   readonly log: Log;
   readonly closing: AbortSignal;
@@ -35,10 +37,8 @@ export function startPreparation(effect: Preparation, ports: PreparationPorts): 
   );
 }
 
-async function callHost(
-  effect: Preparation,
-  { hosts, addressOf, multicastHostOf, closing }: PreparationPorts,
-): Promise<void> {
+async function callHost(effect: Preparation, ports: PreparationPorts): Promise<void> {
+  const { hosts, addressOf, multicastHostOf, closing } = ports;
   const { clusterid, ticket } = effect;
   const at = addressOf(effect.host);
   const multicastHost = multicastHostOf(effect.host);
@@ -51,9 +51,14 @@ async function callHost(
   const { shape, diskBytes, parentHost } = effect;
   const clones = [...effect.clones];
   const parent = addressOf(parentHost);
+  const place = ports.relay ? relayPlace(effect.host, effect) : null;
+  const relay = place && {
+    via: place.via === null ? null : addressOf(place.via),
+    feeds: [...place.feeds],
+  };
   return hosts.prepareClones(
     at,
-    { clusterid, ticket, shape, diskBytes, clones, parent, multicastHost },
+    { clusterid, ticket, shape, diskBytes, clones, parent, multicastHost, ...(relay ? { relay } : {}) },
     closing,
   );
 }

@@ -39,13 +39,14 @@ export async function runSfmd(config: SfmdConfig, { log, onReady, signal }: RunO
         nameservers: [...config.networkNameservers],
       },
       hosts,
-      ...(config.networkMode === 'unicast'
-        ? {}
-        : {
+      relay: config.networkMode === 'relay',
+      ...(config.networkMode === 'multicast' || config.networkMode === 'auto'
+        ? {
             multicastHosts: new Map(
               config.clusterHosts.map(({ host, multicastHost }) => [host, multicastHost]),
             ),
-          }),
+          }
+        : {}),
       log,
       random: Math.random,
       nowMs: () => performance.now(),

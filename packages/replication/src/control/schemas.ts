@@ -29,6 +29,12 @@ const multicastAddressSchema = z.ipv4().optional();
 
 const filePath = z.string().min(1).max(4096);
 const pageFile = z.object({ path: filePath, pageCount: z.number().int().min(0) });
+/** What a memtap of this host serves, and a file with the serialised presence map of its RAM. */
+const memtapFiles = z.object({
+  ramPath: path,
+  presencePath: path,
+  disk: z.object({ path, pageCount: z.number().int().positive() }).optional(),
+});
 
 export const memserverRequestSchema = z.discriminatedUnion('op', [
   z.object({
@@ -72,14 +78,12 @@ export const memserverRequestSchema = z.discriminatedUnion('op', [
   z.object({
     op: z.literal('keep'),
     checkpoint: z.uuid(),
-    from: z.object({
-      ramPath: path,
-      presencePath: path,
-      disk: z.object({ path, pageCount: z.number().int().positive() }).optional(),
-    }),
+    from: memtapFiles,
     ram: filePath,
     disk: filePath.optional(),
   }),
+  /** Passes on what a memtap of this host serves. */
+  z.object({ op: z.literal('relay'), from: memtapFiles }),
   z.object({ op: z.literal('stats') }),
   z.object({ op: z.literal('wake-up') }),
   z.object({ op: z.literal('stop') }),

@@ -10,6 +10,7 @@ import { keepPages } from '../checkpoint/keep-pages.ts';
 import { FrozenDisk } from './frozen-disk.ts';
 import { FrozenMemory } from './frozen-memory.ts';
 import type { LeaseServer } from './lease.ts';
+import { openMemtapFiles } from './memtap-files.ts';
 import type { PageServer } from './page-server.ts';
 import type { Snapshot, SnapshotContent } from './snapshot.ts';
 import { UpstreamMemory } from './upstream-memory.ts';
@@ -59,6 +60,8 @@ export class MemserverControl {
         return this.#openCheckpoint(request);
       case 'keep':
         return this.#keep(request);
+      case 'relay':
+        return this.#relay(request);
       case 'stats':
         return this.#stats();
       case 'wake-up':
@@ -108,6 +111,15 @@ export class MemserverControl {
       ...{ op: 'open-checkpoint', checkpoint: id, ram: { path: ram, pageCount: pages.ram } },
       ...(disk === undefined || pages.disk === 0 ? {} : { disk: { path: disk, pageCount: pages.disk } }),
     });
+  }
+
+  async #relay({ from }: Extract<MemserverRequest, { op: 'relay' }>): Promise<object> {
+    this.#expectEmpty();
+    const { memory: upstream, disk } = await openMemtapFiles(from);
+    // nothing of it is this process's own
+    const none = new PresenceMap(upstream.presence.pageCount);
+    const memory = { presence: none, read: () => undefined, close: () => undefined };
+    return this.#install({ memory, upstream, disk });
   }
 
   #expectEmpty(): void {

@@ -146,6 +146,7 @@ export class Fetcher {
     } else {
       this.fetchAhead(options.prefetch);
     }
+    this.#link?.expectSnapshot();
     // READs of holes need no link
     this.drain();
     this.#resolveAll();
@@ -164,6 +165,7 @@ export class Fetcher {
     if (this.#link?.up === true) this.#linkDown();
     this.#dropLink();
     this.#openLink(source);
+    this.#link?.expectSnapshot();
   }
 
   #openLink(source: SourceOptions): void {

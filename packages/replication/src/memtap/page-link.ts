@@ -29,6 +29,8 @@ const TICK_MS = 250;
 const PING_INTERVAL_MS = 2000;
 /** A source that owes us something and sends nothing for so long is given up, and the next one tried. */
 const STALL_MAX_MS = 3000;
+/** A relay that has no snapshot so long after the fork: its own host may never get one. */
+const NO_SNAPSHOT_MAX_MS = 1000;
 const UINT16_MAX = 0xffff;
 const UINT32_MAX = 0xffffffff;
 
@@ -72,6 +74,9 @@ export class PageLink {
   #lastDataMs = 0;
   #progressMs = { demand: 0, bulk: 0 };
   #pingSentMs = 0;
+  #upSinceMs = 0;
+  /** Since when a source that is up should have the snapshot. */
+  #expectedMs = Infinity;
   #pingPending = false;
   #ticker: NodeJS.Timeout | undefined;
   #retry: NodeJS.Timeout | undefined;
@@ -130,6 +135,11 @@ export class PageLink {
     this.#write(out);
   }
 
+  /** There has been a fork: a source without its snapshot is given up for the next one, if there is another. */
+  expectSnapshot(): void {
+    this.#expectedMs = performance.now();
+  }
+
   clearCounters(): void {
     this.#closedLanesBytes = 0;
     for (const lane of [this.#demand, this.#bulk]) if (lane) lane.receivedBytes = 0;
@@ -175,14 +185,19 @@ export class PageLink {
     this.#progressMs = { demand: now, bulk: now };
     this.#pingPending = false;
     this.#pingSentMs = now;
+    this.#upSinceMs = now;
     this.#state = 'up';
     this.#options.onUp(demand.fd);
     this.#announceFrozen();
   }
 
+  /** Both lanes have been told so. */
+  get #frozen(): boolean {
+    return this.#demand?.frozen === true && this.#bulk?.frozen === true;
+  }
+
   #announceFrozen(): void {
-    if (this.#state !== 'up' || this.#demand?.frozen !== true || this.#bulk?.frozen !== true) return;
-    this.#options.onFrozen();
+    if (this.#state === 'up' && this.#frozen) this.#options.onFrozen();
   }
 
   #goDown(): void {
@@ -275,6 +290,13 @@ export class PageLink {
       return;
     }
     if (this.#state !== 'up') return;
+    if (this.#options.sources.length > 1 && !this.#frozen) {
+      const upMs = now - Math.max(this.#upSinceMs, this.#expectedMs);
+      if (upMs > NO_SNAPSHOT_MAX_MS) {
+        this.drop(`it had no snapshot ${NO_SNAPSHOT_MAX_MS} ms after the fork`);
+        return;
+      }
+    }
     const { demandPending, bulkPending } = this.#options;
     const demandIdle = demandPending() === 0;
     const bulkIdle = bulkPending() === 0 && !this.#pingPending;

@@ -10,6 +10,7 @@ import {
   saveReplySchema,
   wakeUpReplySchema,
 } from '../control/schemas.ts';
+import type { MemtapFilesOptions } from '../memserver/memtap-files.ts';
 import { logArguments, type LogSubject } from '../process-log.ts';
 import { connectManaged, ManagedProcess, type ProcessConnection, startManaged } from './managed-process.ts';
 
@@ -56,11 +57,7 @@ export interface FreezeResult {
 /** What a memtap of this host serves, and the files that it is copied to. */
 export interface KeepOptions {
   readonly id: string;
-  readonly from: {
-    readonly ramPath: string;
-    readonly presencePath: string;
-    readonly disk?: { readonly path: string; readonly pageCount: number };
-  };
+  readonly from: MemtapFilesOptions;
   readonly ramPath: string;
   readonly diskPath?: string;
 }
@@ -147,6 +144,11 @@ export class MemserverProcess extends ManagedProcess {
   /** Fetches all that a memtap of this host serves, writes it to page files, and serves these. Throws 'no-resources', 'source-lost'. */
   async keep({ id: checkpoint, from, ramPath: ram, diskPath: disk }: KeepOptions): Promise<void> {
     await this.call('keep', { checkpoint, from, ram, disk }, freezeReplySchema, SAVE_TIMEOUT_MS);
+  }
+
+  /** Passes on what a memtap of this host serves: what is asked for here, the memtap fetches if it has to. Once. Throws 'source-lost'. */
+  async relay(from: MemtapFilesOptions): Promise<void> {
+    await this.call('relay', { from }, freezeReplySchema);
   }
 
   /** Writes the snapshot to page files; resolves when they are on the disk. Throws 'no-resources' when it is full. */
