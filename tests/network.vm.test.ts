@@ -3,20 +3,26 @@
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import { createInterface } from 'node:readline';
-import { runBatch } from '@snowflock/network';
+import { bridgeName, parseLinkName, runBatch, tapMac, tapName, VXLAN_PORT } from '@snowflock/network';
 import { guestIp6, ROUTER_IP } from '@snowflock/protocol';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { eventually } from './support/deadline.ts';
+import { compileForGuest } from './support/guest-programs.ts';
 import type { Guest } from './support/guest.ts';
 import { hostCommand } from './support/host-command.ts';
 import { requireVm } from './require-vm.ts';
 import { sharedLab } from './support/test-lab.ts';
+import { FrameWatch, vxlanTo } from './support/vxlan.ts';
 
 const RUN = requireVm();
 const [ALLOWED, OTHER] = ['10.231.0.200', '10.231.0.201'];
 const [HOST1, HOST2] = ['10.231.0.1', '10.231.0.2'];
 const SFLD_PORT = 0xc01f;
 const SFMD_PORT = 0xf10c;
+/** Where the VM of another cluster listens. */
+const INNER_PORT = 7000;
+const SEND = `import socket,sys
+socket.socket(2,2).sendto(bytes.fromhex(sys.argv[1]),(sys.argv[2],${VXLAN_PORT}))`;
 const OUTSIDE = `import socket,sys,threading
 l=socket.socket(); l.setsockopt(1,2,1); l.bind(("",80)); l.listen(64)
 def names(a):
@@ -155,5 +161,65 @@ describe.skipIf(!RUN)('the network of clusters', () => {
       expect((await expose('--list')).out.split('\n')).toHaveLength(2);
     });
     expect(await fromOutside(HOST1, 8080)).toBe('');
+  });
+
+  it('takes no VXLAN from a VM, for whichever cluster, and by whichever way it is sent', async () => {
+    const [from, other] = [await lab().seed(), await lab().seed()];
+    const [program, code] = ['/run/datagrams', await compileForGuest('datagrams')];
+    for (const vm of [from, other]) await vm.put(program, code);
+    const { clones } = await lab().fork(other, 2);
+    const to = await Promise.all(clones.map(async (vm) => ({ vm, k: await lab().hostOf(vm) })));
+    expect(to.map(({ k }) => k).sort()).toEqual([1, 2]);
+    await using watches = new AsyncDisposableStack();
+    const watched: FrameWatch[] = [];
+    for (const { netns } of lab().lab.hosts)
+      watched.push(watches.use(await FrameWatch.start(netns, 'by [a-z]+ for [0-9]+\\.')));
+    const text = (way: string, vm: Guest): string => `by ${way} for ${vm.vmid}.`;
+    const vxlan = (way: string, vm: Guest): string => vxlanTo(vm, { port: INNER_PORT, text: text(way, vm) });
+    /** How often it came by each device of a cluster, on both hosts. */
+    const seen = (way: string, vm: Guest, { clusterid }: Guest): Record<string, number> =>
+      Object.fromEntries(
+        watched
+          .flatMap((watch, index) => watch.devices(text(way, vm)).map((each) => ({ ...each, k: index + 1 })))
+          .filter(({ device }) => parseLinkName(device)?.clusterid === clusterid)
+          .map(({ device, count, k }) => [`${device} ${k}`, count]),
+      );
+    for (const { vm } of to)
+      await vm.sh(`${program} ${INNER_PORT} </dev/null >/run/got 2>&1 & usleep 100000; true`);
+
+    const k = await lab().hostOf(from);
+    const tap = `${tapName(from)} ${k}`;
+    const send = async (way: string, addresses: readonly string[]): Promise<void> => {
+      for (const { vm } of to) {
+        const argv = [program, String(VXLAN_PORT), vxlan(way, vm), ...addresses];
+        expect(await from.run(argv)).toBe(addresses.map((ip) => `${ip} sent`).join('\n'));
+        await eventually(10_000, 'the datagrams to leave the VM', () => {
+          expect(seen(way, vm, from)).toMatchObject({ [tap]: addresses.length });
+        });
+      }
+    };
+    await eventually(20_000, 'the router', () => from.run(['ping', '-c', '1', '-W', '2', ROUTER_IP]));
+    await send('router', [HOST1, HOST2, ROUTER_IP]);
+    await send('broadcast', ['10.0.255.255', '255.255.255.255']);
+    // Without the router: the bridge takes the address of its end of the tap for its own.
+    for (const host of [HOST1, HOST2])
+      await from.sh(`ip route add ${host}/32 dev eth0 && arp -i eth0 -s ${host} ${tapMac(from)}`);
+    await send('bridge', [HOST1, HOST2]);
+
+    // What a host sends does arrive.
+    for (const { vm, k } of to) {
+      const [sender, host] = k === 1 ? [2, HOST1] : [1, HOST2];
+      await lab().lab.exec(sender, ['python3', '-c', SEND, vxlan('host', vm), host]);
+      await eventually(10_000, 'the frame of a host', async () => {
+        expect(seen('host', vm, other)).toMatchObject({ [`${tapName(vm)} ${k}`]: 1 });
+        expect(await vm.sh('cat /run/got')).toBe(text('host', vm));
+      });
+    }
+    for (const { vm } of to)
+      for (const way of ['router', 'broadcast', 'bridge']) {
+        expect(seen(way, vm, other)).toEqual({});
+        // Of the bridge, as a device, there is only what is for the host itself.
+        expect(Object.keys(seen(way, vm, from))).not.toContain(`${bridgeName(from.clusterid)} ${k}`);
+      }
   });
 });

@@ -3,8 +3,8 @@
 //
 //   tap(s) of the VMs ── bridge sfb<clusterid> ── VXLAN sfv<clusterid> ── UDP 4789 to every other host
 //
-// The host has no address on the bridge and no IPv6 there: no guest can reach a host through it. Frames for unknown
-// and broadcast addresses are flooded to a list of unicast peers; the underlay needs no multicast.
+// The host has no address on the bridge and no IPv6 there, and the guard of the taps hands it none of the bridge's frames: no
+// guest can reach a host through it. Frames for unknown and broadcast addresses are flooded to a list of unicast peers; the underlay needs no multicast.
 
 import { isIPv4 } from 'node:net';
 import { GUEST_MTU, SnowflockError } from '@snowflock/protocol';

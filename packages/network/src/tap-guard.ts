@@ -2,6 +2,10 @@
 // address and no other; a tap without one lets nothing pass. So no VM takes the address of another, of the router, or of nobody.
 //
 //   table bridge snowflock_taps     prerouting ─▶ map taps {tap: jump CHAIN} ─▶ CHAIN: accept, or drop
+//                                   input ─▶ drop
+//
+// Nor is the host itself on these bridges: without addresses of its own there it would still take what is sent to a MAC address of the
+// bridge or of a tap, which guests can know, for whichever of its IP addresses, or forward it.
 //
 // Frames from other hosts have been through this there. Rules are data; each change is one batch that the kernel takes whole.
 
@@ -19,6 +23,8 @@ import { runCommand } from './run-command.ts';
 
 export const TAP_TABLE = 'bridge snowflock_taps';
 const TAPS = '"sft*"';
+/** All ports of our bridges: of VMs, to other hosts, to the router. */
+const PORTS = [TAPS, '"sfv*"', '"sfr*"'];
 
 /** As nftables compares it with the target of a neighbour advertisement, for which this version has no name. */
 function hexOf(vmid: number): string {
@@ -54,6 +60,9 @@ function tableRules(): string[] {
     `flush chain ${TAP_TABLE} prerouting`,
     `add rule ${TAP_TABLE} prerouting iifname vmap @taps`,
     `add rule ${TAP_TABLE} prerouting iifname ${TAPS} counter drop`,
+    `add chain ${TAP_TABLE} input { type filter hook input priority -300; policy accept; }`,
+    `flush chain ${TAP_TABLE} input`,
+    ...PORTS.map((ports) => `add rule ${TAP_TABLE} input iifname ${ports} drop`),
   ];
 }
 

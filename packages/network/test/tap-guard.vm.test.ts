@@ -158,6 +158,33 @@ describe.skipIf(!RUN)('the guard of a tap', () => {
     expect(await runTool('nft', ['list', 'ruleset'], { netns: HOST })).not.toContain(tapName(third));
   });
 
+  it('hands nothing to the host itself, whichever of its MAC addresses is named', async () => {
+    const hostIp = '10.0.0.2'; // as if the host had the address that the datagrams are for
+    await runBatch('ip', ['link set dev lo up', `addr add ${hostIp}/32 dev lo`], { netns: HOST });
+    const macs = [BROADCAST];
+    for (const device of [network.bridge, tapName(OWN)]) {
+      const text = await runTool('ip', ['-j', 'link', 'show', 'dev', device], { netns: HOST });
+      macs.push((JSON.parse(text) as [{ address: string }])[0].address);
+    }
+    const input = macs.map((mac) => `${hexMac(mac)}${udp(own, '10.0.0.1').slice(12)}\n`).join('');
+    /** How many of them have reached the host's UDP, where nobody listens. */
+    const reaching = async (): Promise<number> => {
+      const count = async (): Promise<number> => {
+        const text = await runTool('ip', ['netns', 'exec', HOST, 'cat', '/proc/net/snmp']);
+        return Number(/^Udp: \d+ (\d+)/m.exec(text)?.[1]); // NoPorts
+      };
+      const before = await count();
+      await runTool('ip', ['netns', 'exec', SENDER, 'python3', '-c', SEND], { input });
+      return (await count()) - before;
+    };
+    expect(await reaching()).toBe(0);
+    await rules('flush chain bridge snowflock_taps input\n');
+    expect(await reaching()).toBe(macs.length); // so they were for the host
+    await rules(guardTapRules([OWN]));
+    expect(await reaching()).toBe(0);
+    await runBatch('ip', [`addr del ${hostIp}/32 dev lo`], { netns: HOST });
+  });
+
   it('lets nothing pass from a tap without one', async () => {
     await rules(unguardTapRules([tapName(OWN)]));
     const counted = async (): Promise<number> =>
