@@ -62,6 +62,21 @@ describe.skipIf(!RUN)('sfmpirun', () => {
     await expectNothingLeft(master);
   });
 
+  it("runs MPICH's own tests, and its example that asks", async () => {
+    const master = await lab().seed(SHAPE);
+    // Scatter, all to all, scan, each process to each, and the making of communicators.
+    for (const name of ['coll4', 'alltoallw1', 'scantst', 'isendrecv', 'cmsplit'])
+      expect({ name, ...(await run(master, ['4', `${PROGRAMS}/${name}`])) }).toEqual({
+        ...{ name, status: 0, err: '' },
+        out: ' No Errors\n',
+      });
+    const asked = await run(master, ['4', `${PROGRAMS}/icpi`], { input: '100\n1000\n0\n' });
+    expect(asked).toMatchObject({ status: 0, err: '' });
+    const found = asked.out.match(/pi is approximately 3\.14159\d+/g);
+    expect(found).toHaveLength(2);
+    await expectNothingLeft(master);
+  });
+
   it('runs a real program, LAMMPS: four processes find what one does', async () => {
     const master = await lab().seed(SHAPE);
     const lammps = ['lmp', '-in', `${PROGRAMS}/melt.lmp`, '-log', 'none'];

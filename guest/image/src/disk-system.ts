@@ -35,6 +35,17 @@ export function purge(packages: readonly string[]): string {
   return `apt-get -q -y purge ${packages.join(' ')}\napt-get -q -y autoremove --purge\n`;
 }
 
+/** Lines of the script of a system: Debian's source package comes into the working folder, packed. */
+export function downloadSource(name: string): string {
+  return `sources=/etc/apt/sources.list.d/source.list
+sed -n 's/^deb /deb-src /p' /etc/apt/sources.list >$sources
+apt-get -q update
+apt-get -q -o APT::Sandbox::User=root source --download-only ${name}
+rm $sources
+rm -rf /var/lib/apt/lists/*
+`;
+}
+
 export async function buildDiskSystem(context: RecipeContext, system: DiskSystem): Promise<RecipeResult> {
   const { output, signal, progress } = context;
   const { tools, result } = await makeBase(context);

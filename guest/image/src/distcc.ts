@@ -2,7 +2,7 @@
 // are when they are compiled here, natively, in the same place.
 
 import { BASE_PACKAGES } from './base.ts';
-import { buildDiskSystem } from './disk-system.ts';
+import { buildDiskSystem, downloadSource } from './disk-system.ts';
 import { JOBS, JOBS_PLACE } from './jobs.ts';
 import type { Recipe } from './recipe.ts';
 
@@ -11,20 +11,14 @@ const PACKAGES = ['python3', 'gcc', 'libc6-dev', 'make', 'distcc', 'iproute2', '
 
 const PREPARE = `#!/bin/sh
 set -eu
-sources=/etc/apt/sources.list.d/source.list
-sed -n 's/^deb /deb-src /p' /etc/apt/sources.list >$sources
-apt-get -q update
 cd /build
-apt-get -q -o APT::Sandbox::User=root source --download-only bzip2
-mkdir -p /srv/bzip2
+${downloadSource('bzip2')}mkdir -p /srv/bzip2
 tar -xzf bzip2_*.orig.tar.gz -C /srv/bzip2 --strip-components=1
 cd /srv/bzip2
 make -s CFLAGS=-O2 libbz2.a
 sha256sum *.o >objects.sha256
 make -s clean
 update-distcc-symlinks
-rm $sources
-rm -rf /var/lib/apt/lists/*
 `;
 
 export const distcc: Recipe = {

@@ -1,8 +1,8 @@
 // The recipe of `mpi`: Debian 12 with MPICH and Open MPI, sfmpirun, LAMMPS, and small programs of both, compiled while
-// building.
+// building: our own, MPICH's examples, and some of MPICH's tests from Debian's source package.
 
 import { BASE_PACKAGES } from './base.ts';
-import { buildDiskSystem, purge } from './disk-system.ts';
+import { buildDiskSystem, downloadSource, purge } from './disk-system.ts';
 import { JOBS, JOBS_PLACE } from './jobs.ts';
 import type { Recipe } from './recipe.ts';
 
@@ -16,11 +16,22 @@ const LAMMPS_NEEDS = [
   'libpython3.11',
 ];
 /** Only compile. */
-const BUILD_PACKAGES = ['gcc', 'libc6-dev'];
+const BUILD_PACKAGES = ['gcc', 'libc6-dev', 'xz-utils'];
 /** Headers, and MPICH's examples: not installed, because they would bring compilers of three languages with them. */
 const DOWNLOADS = ['libmpich-dev', 'libopenmpi-dev', 'mpich-doc'];
 /** The programs that sfmpirun is tested with, and what it preloads. */
 const PLACE = 'usr/lib/snowflock/mpi';
+/** In usr/share/doc/mpich/examples. */
+const EXAMPLES = ['cpi', 'icpi'];
+/** In test/mpi of MPICH's source: some that need no more of it than its util, and move little, as emulated guests are slow. */
+const TESTS = ['coll/coll4', 'coll/alltoallw1', 'coll/scantst', 'pt2pt/isendrecv', 'comm/cmsplit'];
+/** What MPICH's configure would find out for these tests. The threads are for a header only; none of the tests has any. */
+const TEST_CONFIGURATION = [
+  'HAVE_STRING_H',
+  'HAVE_UNISTD_H',
+  'HAVE_STDARG_H',
+  'THREAD_PACKAGE_NAME=THREAD_PACKAGE_POSIX',
+];
 const MODULES = ['__init__', 'mpi', 'options', 'run'];
 
 const COMPILE = `#!/bin/sh
@@ -34,7 +45,19 @@ mpich="-I usr/include/$arch/mpich"
 $cc -fPIC -shared -o /${PLACE}/ucx-disconnect.so ucx_disconnect.c
 $cc -o /${PLACE}/mpitest $mpich mpitest.c -l:libmpich.so.12
 $cc -o /${PLACE}/mpitest-openmpi -I usr/lib/$arch/openmpi/include mpitest.c -l:libmpi.so.40
-gcc -O2 -s -o /${PLACE}/cpi $mpich usr/share/doc/mpich/examples/cpi.c -l:libmpich.so.12 -lm
+# MPICH's own code: its warnings are not ours to mend
+for name in ${EXAMPLES.join(' ')}; do
+  gcc -O2 -s -w -o /${PLACE}/$name $mpich usr/share/doc/mpich/examples/$name.c -l:libmpich.so.12 -lm
+done
+${downloadSource('mpich')}mkdir tests
+tar -xJf mpich_*.orig.tar.xz -C tests --strip-components=3 --wildcards '*/test/mpi'
+for definition in ${TEST_CONFIGURATION.join(' ')}; do
+  echo "#define $definition" | tr = ' '
+done >tests/include/mpitestconf.h
+for name in ${TESTS.join(' ')}; do
+  gcc -O2 -s -w -o /${PLACE}/\${name#*/} $mpich -I tests/include tests/$name.c \\
+    tests/util/mtest.c tests/util/mtest_common.c tests/util/mtest_single.c -l:libmpich.so.12
+done
 cp usr/bin/lmp /usr/bin
 cp -a usr/lib/$arch/liblammps.so* usr/lib/$arch/libkim-api.so* usr/lib/$arch/libvoro++.so* /usr/lib/$arch
 ldconfig
