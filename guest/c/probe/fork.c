@@ -1,6 +1,7 @@
 /*
- * sffork: forks this VM as it is told on stdin, one command a line; answers one line each. For measuring: the program is warm, and the
- * copy in a clone answers with its very first call.
+ * sffork [MIB]: forks this VM as it is told on stdin, one command a line; answers one line each. For measuring: the program is warm, and
+ * the copy in a clone answers with its very first call. With MIB it fills that much memory first and prints "filled"; a clone then reads
+ * and checks all of it before it answers, and one whose memory is wrong never does.
  *
  *   ticket N     "ticket T ALLOWED"
  *   clone T      in the VM itself "master N"; in a clone: asks for the ticket's clones (its first answer), then sleeps for ever
@@ -16,7 +17,12 @@
 #include <string.h>
 #include <unistd.h>
 
+/* For the pattern; any would do. */
+#define SEED 77
+
 static int me; /* vmid */
+static uint64_t *area;
+static size_t pages;
 
 static void print_error(void)
 {
@@ -38,7 +44,8 @@ static void clone_ticket(char *ticket)
 	if (!r)
 		return print_error();
 	if (r->vmid != me) {
-		FREE_SF_RES(READ_TICKET_INFO(ticket));
+		if (pattern_check(area, pages, SEED) == 0)
+			FREE_SF_RES(READ_TICKET_INFO(ticket));
 		for (;;)
 			pause();
 	}
@@ -50,10 +57,16 @@ int sffork(int argc, char **argv)
 {
 	char line[256];
 
-	(void)argc, (void)argv;
+	if (argc > 1) {
+		pages = (size_t)number_arg("sffork", argv[1], 1, 1 << 20) * 256;
+		area = map_pages(pages);
+		pattern_fill(area, pages, SEED);
+	}
 	if (sf_whoami(NULL, &me) != 0)
 		print_error();
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (area)
+		puts("filled");
 	while (fgets(line, sizeof line, stdin)) {
 		line[strcspn(line, "\n")] = 0;
 		if (!strncmp(line, "ticket ", 7))

@@ -58,6 +58,18 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap', () => {
     expect(stats.wireBytesReceived).toBeLessThan(dataPages * 4096 * 1.3);
     expect(stats).toMatchObject({ sourceLost: null, heldReads: 0, droppedPages: 0 });
     expect(await memserver.stats()).toMatchObject({ clients: 2, errors: 0, sourceLost: null });
+    const arrived = await memtap.arrived();
+    expect([arrived.ram.count(), arrived.disk.count()]).toEqual([dataPages, 0]);
+  });
+
+  it('say which pages were touched, when nothing is fetched ahead', async () => {
+    const { memtap, seed } = await harness.stack({ pages: PAGES, kind: 'dense' });
+    await memtap.set({ minWindowPages: 0, maxWindowPages: 0 });
+    expect((await memtap.arrived()).ram.count()).toBe(0);
+    const half = { pages: PAGES / 2, wrong: 0 };
+    expect(await harness.faults([memtap.ramPath, seed, 'dense', 'seq', PAGES / 2])).toMatchObject(half);
+    const { ram } = await memtap.arrived();
+    expect([ram.count(), ram.next(0, false)]).toEqual([PAGES / 2, PAGES / 2]);
   });
 
   it('serve two memtaps from one memserver', async () => {

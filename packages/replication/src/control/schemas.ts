@@ -111,6 +111,8 @@ export const memtapRequestSchema = z.discriminatedUnion('op', [
   z.object({ op: z.literal('move'), ...sourceFields }),
   /** RAM pages to fetch that nobody has asked for yet. */
   z.object({ op: z.literal('prefetch'), pages: prefetchPages }),
+  /** Which pages have come so far, zero pages not among them. */
+  z.object({ op: z.literal('arrived') }),
   z.object({ op: z.literal('stats') }),
   z.object({
     op: z.literal('set'),
@@ -121,6 +123,9 @@ export const memtapRequestSchema = z.discriminatedUnion('op', [
   z.object({ op: z.literal('stop') }),
 ]);
 export type MemtapRequest = z.infer<typeof memtapRequestSchema>;
+
+/** Serialised presence maps. */
+export const arrivedReplySchema = z.object({ ram: z.string(), disk: z.string() });
 
 const latencySchema = z.object({
   count: z.number(),

@@ -1,6 +1,6 @@
 // The memtap's control operations: checks each request, then does it.
 
-import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol/pages';
+import { PAGE_BYTES, PageRegion, SnowflockError } from '@snowflock/protocol/pages';
 import { memtapRequestSchema, type MemtapRequest } from '../control/schemas.ts';
 import { PRESENCE_MAX_PAGES, PresenceMap } from '../presence-map.ts';
 import type { SourceOptions } from './fetcher.ts';
@@ -32,6 +32,11 @@ export class MemtapControl {
       case 'prefetch':
         this.#mount.fetcher.fetchAhead(request.pages);
         return {};
+      case 'arrived':
+        return {
+          ram: this.#mount.arrived(PageRegion.ram).encode().toString('base64'),
+          disk: this.#mount.arrived(PageRegion.disk).encode().toString('base64'),
+        };
       case 'stats':
         return this.#mount.stats();
       case 'set':

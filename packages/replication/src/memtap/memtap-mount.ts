@@ -15,7 +15,8 @@ import { FILE_NODE_BASE, type FuseFile } from './fuse/protocol.ts';
 import { rehearse, REHEARSAL_FILE } from './rehearsal.ts';
 import { collectYoungGarbage } from '../collect-garbage.ts';
 import type { ReadWorkerData } from './read-worker.ts';
-import { allocateShared, Control, Counter, SharedState } from './shared-state.ts';
+import { allocateShared, Control, Counter, PageState, SharedState } from './shared-state.ts';
+import { PresenceMap } from '../presence-map.ts';
 import type { StoreWorkerData } from './store-worker.ts';
 import { allocateStoreQueue, StoreQueue } from './store-queue.ts';
 
@@ -129,6 +130,14 @@ export class MemtapMount {
 
   setKernelReadAhead(readAheadKb: number): void {
     setKernelReadAhead(this.#options.mount, readAheadKb);
+  }
+
+  /** The pages of a region that have come and are not zero; read off their states, so that nothing is kept for it. */
+  arrived(region: PageRegion): PresenceMap {
+    const states = this.#state.statesOf(region);
+    const map = new PresenceMap(states.length);
+    for (const [page, state] of states.entries()) if (state >= PageState.queued) map.set(page);
+    return map;
   }
 
   stats(): object {

@@ -14,6 +14,7 @@
 // Invariants:
 //   wanted  exactly one request for the page is under way, or its claimer is about to send it or give it back
 //   queued, storing  the page's data is in the store queue
+//   from queued on (by number) the page has come and is not zero
 //   A READ for a page in any of these three goes to the main thread, which alone decides how it is answered.
 
 import { PAGE_FLAG_MULTICAST, PageRegion, REHEARSAL_PAGES } from '@snowflock/protocol/pages';

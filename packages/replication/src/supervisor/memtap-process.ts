@@ -2,7 +2,13 @@
 
 import { join } from 'node:path';
 import { z } from 'zod';
-import { type MemtapStats, memtapStatsSchema, type PageSource } from '../control/schemas.ts';
+import {
+  arrivedReplySchema,
+  type MemtapStats,
+  memtapStatsSchema,
+  type PageSource,
+} from '../control/schemas.ts';
+import { PRESENCE_MAX_PAGES, PresenceMap } from '../presence-map.ts';
 import { cleanupMount } from './cleanup-mount.ts';
 import { logArguments, type LogSubject } from '../process-log.ts';
 import { connectManaged, ManagedProcess, type ProcessConnection, startManaged } from './managed-process.ts';
@@ -112,6 +118,17 @@ export class MemtapProcess extends ManagedProcess {
   /** The same pages from another source, which has all of them. */
   async move(options: ConnectOptions): Promise<void> {
     await this.call('move', sourceFields(options), z.object({}));
+  }
+
+  /**
+   * The pages of RAM and disk that have come so far and are not zero. With no read-ahead, no prefetch and unicast these are those that somebody
+   * on this host touched.
+   */
+  async arrived(): Promise<{ ram: PresenceMap; disk: PresenceMap }> {
+    const { ram, disk } = await this.call('arrived', {}, arrivedReplySchema);
+    const decode = (map: string): PresenceMap =>
+      PresenceMap.decode(Buffer.from(map, 'base64'), { maxPages: PRESENCE_MAX_PAGES });
+    return { ram: decode(ram), disk: decode(disk) };
   }
 
   async stats(): Promise<MemtapStats> {
