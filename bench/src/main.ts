@@ -1,4 +1,4 @@
-// npm run bench -- NAME [--quick] [--json]
+// npm run bench -- NAME [--quick] [--only PART] [--json]
 // Prints a table, and one JSON object as its last line (with --json only that line goes to stdout).
 
 import { parseArgs } from 'node:util';
@@ -12,7 +12,14 @@ import { benchNetwork } from './network/run.ts';
 import { benchScale } from './scale/run.ts';
 import { benchSfmd } from './sfmd/run.ts';
 
-const BENCHES: Record<string, (options: { quick: boolean; signal: AbortSignal }) => Promise<BenchResult>> = {
+interface BenchOptions {
+  readonly quick: boolean;
+  /** Only the parts whose names begin so; for benches that have parts. */
+  readonly only?: string | undefined;
+  readonly signal: AbortSignal;
+}
+
+const BENCHES: Record<string, (options: BenchOptions) => Promise<BenchResult>> = {
   fork: benchFork,
   distribution: benchDistribution,
   api: benchApi,
@@ -25,18 +32,22 @@ const BENCHES: Record<string, (options: { quick: boolean; signal: AbortSignal })
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { quick: { type: 'boolean', default: false }, json: { type: 'boolean', default: false } },
+  options: {
+    quick: { type: 'boolean', default: false },
+    only: { type: 'string' },
+    json: { type: 'boolean', default: false },
+  },
 });
 const bench = BENCHES[positionals[0] ?? ''];
 if (!bench || positionals.length !== 1) {
-  console.error(`usage: npm run bench -- ${Object.keys(BENCHES).join('|')} [--quick] [--json]`);
+  console.error(`usage: npm run bench -- ${Object.keys(BENCHES).join('|')} [--quick] [--only PART] [--json]`);
   process.exit(2);
 }
 const interrupted = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM'] as const)
   process.once(name, () => interrupted.abort(new Error(`interrupted by ${name}`)));
 try {
-  const result = await bench({ quick: values.quick, signal: interrupted.signal });
+  const result = await bench({ quick: values.quick, only: values.only, signal: interrupted.signal });
   if (!values.json) printTable(result.figures);
   console.log(JSON.stringify(result));
 } catch (error) {

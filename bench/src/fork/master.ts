@@ -9,10 +9,12 @@ import { GuestProgram } from './guest-program.ts';
 
 const REQUEST_TIMEOUT_MS = 120_000;
 const PREPARED_TIMEOUT_MS = 60_000;
-const ANSWER_TIMEOUT_MS = 60_000;
+const ANSWER_TIMEOUT_MS = 180_000;
 /** Asking costs CPU time, of which the clones have need until they have answered. */
 const UNOBSERVED_MS = 400;
 const POLL_MS = 50;
+/** Each look also asks the memtaps, which may be at work. */
+const ANSWER_POLL_MS = 200;
 
 export interface Fork {
   readonly record: ForkRecord;
@@ -20,43 +22,78 @@ export interface Fork {
   readonly clones: readonly CloneRecord[];
 }
 
+export interface MasterShape {
+  readonly image: string;
+  readonly memoryMib: number;
+  /** Filled by a program that then sleeps. */
+  readonly touchedMib?: number | undefined;
+  /** Filled by the program that forks; its copies in clones answer only when they have read all of it and found it right. */
+  readonly areaMib?: number | undefined;
+}
+
 export class BenchMaster implements AsyncDisposable {
   readonly #lab: Lab;
   readonly #cluster: BenchCluster;
   readonly #program: GuestProgram;
+  readonly #owned: AsyncDisposableStack;
 
-  private constructor(lab: Lab, cluster: BenchCluster, program: GuestProgram) {
+  private constructor(
+    lab: Lab,
+    parts: { cluster: BenchCluster; program: GuestProgram; owned: AsyncDisposableStack },
+  ) {
     this.#lab = lab;
-    this.#cluster = cluster;
-    this.#program = program;
+    this.#cluster = parts.cluster;
+    this.#program = parts.program;
+    this.#owned = parts.owned;
+  }
+
+  /** Where the master VM runs. */
+  get host(): string {
+    return this.#cluster.host;
   }
 
   get clusterid(): number {
     return this.#cluster.clusterid;
   }
 
-  static async seed(lab: Lab, shape: { image: string; memoryMib: number }): Promise<BenchMaster> {
-    const { image: diskImage, memoryMib } = shape;
-    const cluster = await BenchCluster.seed(lab, { diskImage, vcpus: 1, memoryMib });
-    const vm = `${cluster.clusterid}:0`;
-    const program = await GuestProgram.start(lab.client(1), vm, ['/usr/lib/snowflock/sffork']);
-    return new BenchMaster(lab, cluster, program);
+  static async seed(lab: Lab, shape: MasterShape): Promise<BenchMaster> {
+    const { image: diskImage, memoryMib, touchedMib, areaMib } = shape;
+    await using stack = new AsyncDisposableStack();
+    const cluster = stack.use(await BenchCluster.seed(lab, { diskImage, vcpus: 1, memoryMib }));
+    const start = async (program: string, args: number[]): Promise<GuestProgram> =>
+      stack.use(
+        await GuestProgram.start(lab.client(1), `${cluster.clusterid}:0`, [
+          `/usr/lib/snowflock/${program}`,
+          ...args.map(String),
+        ]),
+      );
+    if (touchedMib !== undefined) await (await start('sftouch', [touchedMib])).ask(null);
+    const program = await start('sffork', areaMib === undefined ? [] : [areaMib]);
+    if (areaMib !== undefined && (await program.ask(null)) !== 'filled')
+      throw new Error('the guest did not fill its memory');
+    return new BenchMaster(lab, { cluster, program, owned: stack.move() });
   }
 
-  /** Takes a ticket, waits until its clones wait, forks, and waits until each has answered. */
-  async fork(count: number): Promise<Fork & { ticket: string }> {
+  /** Takes a ticket, waits until its clones wait, forks, and waits until each has answered. `prepared` is called before the fork. */
+  async fork(
+    count: number,
+    { prepared = async () => undefined }: { readonly prepared?: (ticket: string) => Promise<void> } = {},
+  ): Promise<Fork & { ticket: string }> {
     const [word, ticket = '', allowed] = (await this.#program.ask(`ticket ${count}`)).split(' ');
     if (word !== 'ticket' || Number(allowed) !== count)
       throw new Error(`a ticket for ${count} clones: ${word ?? ''} ${allowed ?? ''}`);
     await this.#until(PREPARED_TIMEOUT_MS, `the ${count} clones to wait`, async () =>
       (await this.#clones(ticket)).length === count ? true : undefined,
     );
+    await prepared(ticket);
     await this.#program.ask(`clone ${ticket}`);
     await sleep(UNOBSERVED_MS);
-    const clones = await this.#until(ANSWER_TIMEOUT_MS, `the ${count} clones to answer`, async () => {
+    const answered = async (): Promise<CloneRecord[] | undefined> => {
       const found = await this.#clones(ticket);
       return found.length === count && found.every((one) => one.firstAnswerAtMs !== null) ? found : undefined;
-    });
+    };
+    const waiting = `the ${count} clones to answer`;
+    const clones = await this.#until(ANSWER_TIMEOUT_MS, waiting, answered, ANSWER_POLL_MS);
     const [record] = await this.#everywhere(`/v1/forks?ticket=${ticket}`, z.array(ForkRecord));
     if (!record) throw new Error(`no record of the fork of ticket ${ticket}`);
     return { ticket, record, clones };
@@ -68,8 +105,7 @@ export class BenchMaster implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#program[Symbol.asyncDispose]();
-    await this.#cluster[Symbol.asyncDispose]();
+    await this.#owned.disposeAsync();
   }
 
   #clones(ticket: string): Promise<CloneRecord[]> {
@@ -83,12 +119,17 @@ export class BenchMaster implements AsyncDisposable {
     return (await Promise.all(asked)).flat();
   }
 
-  async #until<T>(timeoutMs: number, what: string, look: () => Promise<T | undefined>): Promise<T> {
+  async #until<T>(
+    timeoutMs: number,
+    what: string,
+    look: () => Promise<T | undefined>,
+    pollMs: number = POLL_MS,
+  ): Promise<T> {
     const end = performance.now() + timeoutMs;
     while (performance.now() < end) {
       const found = await look();
       if (found !== undefined) return found;
-      await sleep(POLL_MS);
+      await sleep(pollMs);
     }
     throw new Error(`${what}: not within ${timeoutMs} ms`);
   }

@@ -9,7 +9,9 @@ import { Lab } from '@snowflock/lab';
 import { chooseAccel, type Accel } from '@snowflock/vm';
 import { figure, machine, type BenchResult, type Figure } from '../figures.ts';
 import { measureFaults, type FaultLatency } from './faults.ts';
-import { coldBootMs, suspendCopyResumeMs, templateCloneMs, type PeerGuest } from './peers.ts';
+import type { PeerGuest } from './peer-vm.ts';
+import { coldBootMs, suspendCopyResume } from './peers.ts';
+import { templateClones } from './template-clone.ts';
 import { measureForks, type ForkSample } from './snowflock.ts';
 
 interface Case {
@@ -115,8 +117,14 @@ async function peerFigures(
     for (let round = 0; round < rounds.boots; round++) boots.push(await coldBootMs(peer));
     return [
       of('cold-boot', boots),
-      of('suspend-copy-resume', await suspendCopyResumeMs(peer, rounds.suspends)),
-      of('template-clone', await templateCloneMs(peer, rounds.templates)),
+      of(
+        'suspend-copy-resume',
+        (await suspendCopyResume(peer, rounds.suspends)).map(({ ms }) => ms),
+      ),
+      of(
+        'template-clone',
+        (await templateClones(peer, { source: 'same-host', rounds: rounds.templates })).map(({ ms }) => ms),
+      ),
     ];
   } finally {
     await rm(scratch, { recursive: true, force: true });
