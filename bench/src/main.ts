@@ -1,4 +1,4 @@
-// npm run bench -- NAME [--quick] [--only PART] [--json]
+// npm run bench -- NAME [--quick] [--only PART ...] [--json]
 // Prints a table, and one JSON object as its last line (with --json only that line goes to stdout).
 
 import { parseArgs } from 'node:util';
@@ -14,8 +14,8 @@ import { benchSfmd } from './sfmd/run.ts';
 
 interface BenchOptions {
   readonly quick: boolean;
-  /** Only the parts whose names begin so; for benches that have parts. */
-  readonly only?: string | undefined;
+  /** Only the parts whose names begin with one of these; none: all. For benches that have parts. */
+  readonly only: readonly string[];
   readonly signal: AbortSignal;
 }
 
@@ -34,13 +34,15 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     quick: { type: 'boolean', default: false },
-    only: { type: 'string' },
+    only: { type: 'string', multiple: true, default: [] },
     json: { type: 'boolean', default: false },
   },
 });
 const bench = BENCHES[positionals[0] ?? ''];
 if (!bench || positionals.length !== 1) {
-  console.error(`usage: npm run bench -- ${Object.keys(BENCHES).join('|')} [--quick] [--only PART] [--json]`);
+  console.error(
+    `usage: npm run bench -- ${Object.keys(BENCHES).join('|')} [--quick] [--only PART ...] [--json]`,
+  );
   process.exit(2);
 }
 const interrupted = new AbortController();

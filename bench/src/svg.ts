@@ -22,11 +22,10 @@ export interface Line {
 interface Axes {
   readonly title: string;
   readonly x: string;
-  readonly y: string;
   readonly format: (value: number) => string;
 }
 
-export function lineChart({ title, x, y, format }: Axes, lines: readonly Line[]): string {
+export function lineChart({ title, x, format }: Axes, lines: readonly Line[]): string {
   const counts = [...new Set(lines.flatMap(({ points }) => points.map(([at]) => at)))].sort((a, b) => a - b);
   const scale = logScale(
     lines.flatMap(({ points }) => points.map(([, value]) => value)),
@@ -45,7 +44,6 @@ export function lineChart({ title, x, y, format }: Axes, lines: readonly Line[])
   for (const count of counts)
     parts.push(text(atX(count), bottom + 18, String(count), 'text-anchor="middle"'));
   parts.push(text((MARGIN.left + right) / 2, bottom + 36, x, 'text-anchor="middle"'));
-  parts.push(text(MARGIN.left - 50, 34, y, ''));
   for (const [index, line] of lines.entries()) {
     const colour = colourOf(line.colour);
     const style = `fill="none" stroke="${colour}" stroke-width="2"${line.dashes ? ` stroke-dasharray="${line.dashes}"` : ''}`;

@@ -75,13 +75,11 @@ async function plotCases(figures: Figures): Promise<void> {
     ['job', 1000, 'job', 'From the call to the last clone that has read 16 MiB', 's'],
     ['stall-of-clone', 1000, 'stall', 'Time that the pages of a clone were waited for', 's'],
   ] as const;
-  for (const [name, scale, file, title, y] of charts) {
+  for (const [name, scale, file, title, unit] of charts) {
     const lines = linesOf(figures, name, scale);
     if (lines.length === 0) continue;
-    const chart = lineChart(
-      { title, x, y, format: (value) => Number(value.toPrecision(2)).toString() },
-      lines,
-    );
+    const format = (value: number): string => `${Number(value.toPrecision(2))} ${unit}`;
+    const chart = lineChart({ title, x, format }, lines);
     await writeFile(join(PLACE, `distribution-${file}.svg`), chart);
   }
 }

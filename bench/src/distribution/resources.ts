@@ -87,8 +87,9 @@ async function memoryFigures({ quick, signal }: ResourcesOptions): Promise<Figur
     of('memserver-private', sum.memserver);
     of('sfld-growth', sfldGrowth);
     of('beyond-qemu-per-clone', (sum.memtap + sfldGrowth) / count);
-    const qemus = await Promise.all(clones.map(({ pid }) => (pid === null ? 0 : privateBytes(pid))));
-    of('clone-qemu-private', qemus.reduce((total, bytes) => total + bytes, 0) / count);
+    let qemuBytes = 0;
+    for (const { pid } of clones) if (pid !== null) qemuBytes += await privateBytes(pid);
+    of('clone-qemu-private', qemuBytes / count);
     await master.merge(ticket);
   }
   return figures;

@@ -1,6 +1,6 @@
 // npm run bench -- distribution: what leaves the parent when clones on many hosts read its memory, by each way there is to send it and over
 // links of several speeds; the same guest moved and copied by what one did before; what memtap and memserver cost. Parts can be run by
-// themselves: --only takes the beginning of a part's name (cases/unicast/unlimited, peers, resources).
+// themselves: --only takes the beginning of a part's name ('cases/unicast/unlimited/32', 'peers', 'resources'), any number of times.
 
 import { buildImage } from '@snowflock/image';
 import { chooseAccel } from '@snowflock/vm';
@@ -12,11 +12,12 @@ import { ratioOf } from './ratios.ts';
 
 export async function benchDistribution(options: {
   quick: boolean;
-  only?: string | undefined;
+  only: readonly string[];
   signal: AbortSignal;
 }): Promise<BenchResult> {
   const { quick, only, signal } = options;
-  const wanted = (part: string) => (name: string) => only === undefined || `${part}/${name}`.startsWith(only);
+  const wanted = (part: string) => (name: string) =>
+    only.length === 0 || only.some((start) => `${part}/${name}`.startsWith(start));
   const accel = (await chooseAccel('auto')).chosen;
   // an older one's programs may not know the job
   await buildImage('micro', { signal });
@@ -24,7 +25,7 @@ export async function benchDistribution(options: {
   figures.push(...(await measureCases({ quick, wanted: wanted('cases'), signal })));
   figures.push(...(await measurePeers({ quick, accel, wanted: wanted('peers'), signal })));
   if (wanted('resources')('')) figures.push(...(await measureResources({ quick, signal })));
-  if (figures.length === 0) throw new Error(`no part's name begins with '${only ?? ''}'`);
+  if (figures.length === 0) throw new Error(`no part's name begins with '${only.join("' or '")}'`);
   return { bench: 'distribution', machine: machine(accel), figures: [...figures, ...ratios(figures)] };
 }
 

@@ -4,7 +4,7 @@
 
 import type { Lab } from '@snowflock/lab';
 import { PAGE_BYTES } from '@snowflock/protocol';
-import { PresenceMap } from '@snowflock/replication';
+import type { PresenceMap } from '@snowflock/replication';
 import { BenchMaster, type MasterShape } from '../fork/master.ts';
 import { replicationProcesses, withMemtap } from '../replication-processes.ts';
 
