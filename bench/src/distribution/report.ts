@@ -89,10 +89,15 @@ async function plotPeers(figures: Figures): Promise<void> {
     [
       'state-sent',
       'peers-bytes',
-      'State sent for one copy of a VM',
+      'State sent for one copy of a VM (logarithmic)',
       (value: number) => `${short(value / MB)} MB`,
     ],
-    ['answer', 'peers-answer', 'Time until the copy answers', (value: number) => `${short(value)} ms`],
+    [
+      'answer',
+      'peers-answer',
+      'Time until the copy answers (logarithmic)',
+      (value: number) => `${short(value)} ms`,
+    ],
   ] as const) {
     const bars = figures
       .casesOf(name)
