@@ -30,6 +30,7 @@ const MEMSERVER: MemserverStats = {
   ...{ clients: 1, refusedClients: 0, failedHandshakes: 1, droppedClients: 0, requests: 9, errors: 2 },
   ...{
     sentBytes: 5000,
+    compressedPages: 0,
     pagesRead: 7,
     zeroPages: 3,
     holePages: 1,

@@ -1,5 +1,6 @@
 export * from './addresses.ts';
 export * from './checkpoint.ts';
+export * from './compressed-pages.ts';
 export * from './config-file.ts';
 export * from './control-client.ts';
 export * from './control.ts';

@@ -12,9 +12,10 @@
 //   8 u16 pageCount   10 u16 dataPages (DATA, SPLIT, else 0)   12 u32 requestId   16 u32 firstPage
 //
 //   READ   no body. `flags` bit 0: somebody waits for it (served before what only might be needed); bit 1: the client hears
-//          the fork's multicast, so the answer may be a SPLIT; bit 2: what it was to hear did not come.
+//          the fork's multicast, so the answer may be a SPLIT; bit 2: what it was to hear did not come; bit 3: the link is
+//          narrow, and the answer's pages may be compressed.
 //   DATA   a bitmap of pageCount bits (bit set: the page's 4096 bytes follow; clear: the page is all zero), padded to
-//          four bytes, then dataPages pages in order.
+//          four bytes, then dataPages pages in order. `flags` bit 0: they are one block of zstd (compressed-pages.ts).
 //   SPLIT  a bitmap as in DATA, another one of pages that went to everyone by multicast (docs/mcdist.md), u32 the low half of
 //          the number of the last datagram sent, then the dataPages pages of the first bitmap. In neither: all zero.
 //   REPORT no body; what the client got by multicast since its last REPORT: requestId bytes, in firstPage microseconds;
@@ -25,7 +26,7 @@
 //          rehearsal region, whose pages mean nothing: with them both ends run all their code once ahead of the fork.
 //
 // Invariant: nothing is allocated for a length before that length was checked, and a frame's length is a function of its
-// header fields, so a frame that lies about its size is refused when its header arrives.
+// other header fields, or less if it is compressed, so a frame that lies about its size is refused when its header arrives.
 
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import { SnowflockError } from './errors.ts';
@@ -63,6 +64,10 @@ export const PAGE_FLAG_URGENT = 1;
 export const PAGE_FLAG_MULTICAST = 2;
 /** READ flag: these pages were to come by multicast and did not. */
 export const PAGE_FLAG_MISSED = 4;
+/** READ flag: the answer may be compressed. */
+export const PAGE_FLAG_COMPRESSIBLE = 8;
+/** DATA flag: its pages are compressed. */
+export const PAGE_FLAG_COMPRESSED = 1;
 
 /** Why a READ failed. Closed: a peer that sends another is in breach of the protocol. */
 export const PageErrorCode = { sourceLost: 1, outOfRange: 2, noRegion: 3, notFrozen: 4, io: 5 } as const;
@@ -74,7 +79,7 @@ export interface PageFrame {
   length: number;
   type: number;
   region: number;
-  /** READ: flags. ERROR: PageErrorCode. Otherwise 0. */
+  /** READ, DATA: flags. ERROR: PageErrorCode. Otherwise 0. */
   flags: number;
   pageCount: number;
   dataPages: number;
@@ -101,17 +106,24 @@ export function splitDataOffset(pageCount: number): number {
   return pageDataOffset(pageCount) + pageBitmapBytes(pageCount) + 4;
 }
 
-/** The length that the frame's other fields imply. */
-function impliedLength(frame: PageFrame): number {
+/** Whether a frame's pages are to be unpacked before they can be used. */
+export function isCompressed({ type, flags }: Readonly<PageFrame>): boolean {
+  return type === PageFrameType.data && (flags & PAGE_FLAG_COMPRESSED) !== 0;
+}
+
+/** The length that the frame's other fields imply; of a compressed one, what it has to be less than. */
+function impliedLength(frame: Readonly<PageFrame>): number {
   const { type, pageCount, dataPages } = frame;
   if (type === PageFrameType.data) return pageDataOffset(pageCount) + dataPages * PAGE_BYTES;
   if (type === PageFrameType.split) return splitDataOffset(pageCount) + dataPages * PAGE_BYTES;
   return PAGE_FRAME_HEADER_BYTES;
 }
 
-/** Writes the frame's header at `offset`, computing its length. Returns the offset after the header. */
+/**
+ * Writes the frame's header at `offset`, computing its length, unless it is compressed. Returns the offset after the header.
+ */
 export function writePageFrame(buffer: Buffer, offset: number, frame: PageFrame): number {
-  frame.length = impliedLength(frame);
+  if (!isCompressed(frame)) frame.length = impliedLength(frame);
   buffer.writeUInt32LE(frame.length, offset);
   buffer[offset + 4] = frame.type;
   buffer[offset + 5] = frame.region;
@@ -147,15 +159,22 @@ function checkFrame(frame: PageFrame, reserved: number): void {
   const { type, region, pageCount, dataPages, flags } = frame;
   if (type < PageFrameType.read || type > PageFrameType.report) throw breach(`type ${type} is unknown`);
   if (reserved !== 0) throw breach('the reserved byte is not zero');
-  if (frame.length !== impliedLength(frame)) throw breach(`length ${frame.length} does not fit its fields`);
+  if (!hasFittingLength(frame)) throw breach(`length ${frame.length} does not fit its fields`);
   const answer = type === PageFrameType.data || type === PageFrameType.split;
   const paged = answer || type === PageFrameType.read;
   if (paged && (pageCount < 1 || pageCount > PAGE_WIRE_MAX_PAGES)) throw breach(`${pageCount} pages`);
   if (paged && frame.firstPage + pageCount > 2 ** 32) throw breach('its pages pass the end of the region');
   if (paged && region > PageRegion.disk) throw breach(`region ${region} is unknown`);
   if (dataPages > pageCount || (!answer && dataPages !== 0)) throw breach('too many data pages');
+  if (type === PageFrameType.data && flags > PAGE_FLAG_COMPRESSED) throw breach(`flags ${flags}`);
   if (type === PageFrameType.error && (flags < 1 || flags > ERROR_CODE_MAX))
     throw breach(`error code ${flags}`);
+}
+
+function hasFittingLength(frame: Readonly<PageFrame>): boolean {
+  const implied = impliedLength(frame);
+  if (!isCompressed(frame)) return frame.length === implied;
+  return frame.length > pageDataOffset(frame.pageCount) && frame.length < implied;
 }
 
 /**

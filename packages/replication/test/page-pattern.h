@@ -15,8 +15,10 @@ static inline enum kind pattern_kind(uint32_t page, int dense) {
   return group == 0 ? HOLE : group == 1 ? ZERO : DATA;
 }
 
-// Never zero in its first word for page numbers below 2^31 and odd seeds.
+// Never zero in its first word for page numbers below 2^31 and odd seeds. Seeds from 2^31 on make words that repeat in their page,
+// so that it can be compressed; others don't.
 static inline uint32_t pattern_word(uint32_t page, uint32_t word, uint32_t seed) {
+  if (seed >> 31) word &= 63;
   return ((page + 1) * 2654435761u) ^ (word * 40503u) ^ (seed << 8);
 }
 #endif

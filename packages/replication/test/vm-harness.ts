@@ -54,6 +54,7 @@ export class Harness implements AsyncDisposable {
   async memserver(options: {
     key: Buffer;
     multicastAddress?: string;
+    listenAddress?: string;
     orphanMs?: number;
   }): Promise<MemserverProcess> {
     const name = `memserver${this.#serial++}`;

@@ -1,16 +1,22 @@
 // What one host may send another in a fork: page frames, presence maps, descriptors. The first byte says which.
 
+import { zstdCompressSync } from 'node:zlib';
 import {
   checkPageBitmap,
   createPageFrame,
+  decompressPages,
   decodeDescriptor,
   decodePageHello,
   encodeDescriptor,
   encodePageHello,
+  isCompressed,
+  PAGE_BYTES,
+  PAGE_FLAG_COMPRESSED,
   PAGE_FRAME_HEADER_BYTES,
   PAGE_FRAME_MAX_BYTES,
   PageFrameType,
   PAGE_NONCE_BYTES,
+  pageDataOffset,
   readPageFrame,
   SnowflockError,
   writePageFrame,
@@ -24,6 +30,18 @@ function frameBytes(type: number, fields: object): Buffer {
   const frame = Object.assign(createPageFrame(), { type, ...fields });
   const bytes = Buffer.alloc(PAGE_FRAME_HEADER_BYTES + 36);
   writePageFrame(bytes, 0, frame);
+  return bytes;
+}
+
+function compressedFrame(dataPages: number): Buffer {
+  const head = pageDataOffset(dataPages);
+  const block = zstdCompressSync(Buffer.alloc(dataPages * PAGE_BYTES, 'page'));
+  const length = head + block.length;
+  const fields = { type: PageFrameType.data, flags: PAGE_FLAG_COMPRESSED, pageCount: dataPages, dataPages };
+  const bytes = Buffer.alloc(length);
+  writePageFrame(bytes, 0, { ...createPageFrame(), ...fields, length });
+  bytes[PAGE_FRAME_HEADER_BYTES] = 2 ** dataPages - 1;
+  block.copy(bytes, head);
   return bytes;
 }
 
@@ -61,6 +79,8 @@ export const target: Target = {
   seeds: [
     seed(0, frameBytes(PageFrameType.read, { pageCount: 8, requestId: 5, firstPage: 77, flags: 1 })),
     seed(0, frameBytes(PageFrameType.data, { pageCount: 3, dataPages: 0 })),
+    seed(0, compressedFrame(1)),
+    seed(0, compressedFrame(3)),
     seed(0, frameBytes(PageFrameType.split, { pageCount: 3, dataPages: 0 })),
     seed(0, frameBytes(PageFrameType.error, { flags: 2 })),
     seed(0, frameBytes(PageFrameType.ping, {})),
@@ -79,6 +99,8 @@ export const target: Target = {
   },
 };
 
+const unpacked = Buffer.alloc(PAGE_FRAME_MAX_BYTES);
+
 function readFrame(bytes: Buffer): void {
   const frame = createPageFrame();
   if (!readPageFrame(bytes, 0, bytes.length, frame)) return;
@@ -88,7 +110,12 @@ function readFrame(bytes: Buffer): void {
   if (!again.equals(bytes.subarray(0, PAGE_FRAME_HEADER_BYTES)))
     throw new Error('a header means something else when written');
   const answer = frame.type === PageFrameType.data || frame.type === PageFrameType.split;
-  if (answer && bytes.length >= frame.length) checkPageBitmap(bytes, 0, frame);
+  if (!answer || bytes.length < frame.length) return;
+  checkPageBitmap(bytes, 0, frame);
+  if (!isCompressed(frame)) return;
+  decompressPages(unpacked, frame, bytes, 0);
+  readPageFrame(unpacked, 0, unpacked.length, frame);
+  checkPageBitmap(unpacked, 0, frame);
 }
 
 function readHello(bytes: Buffer): void {

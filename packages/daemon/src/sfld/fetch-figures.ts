@@ -38,6 +38,12 @@ export const FETCH_COUNTERS = [
     help: 'Pages that came unasked and were thrown away, because the queue to the page cache was full',
   },
   {
+    figure: 'compressedPages',
+    name: 'snowflock_compressed_pages_total',
+    labels: {},
+    help: 'Pages that came to memtaps of this host compressed, because the link was narrow',
+  },
+  {
     figure: 'reconnects',
     name: 'snowflock_page_link_reconnects_total',
     labels: {},
@@ -130,6 +136,7 @@ export function memtapFigures(stats: MemtapStats): Figures {
     zeroReads: stats.zeroReads,
     interruptedReads: stats.interruptedReads,
     droppedPages: stats.droppedPages,
+    compressedPages: stats.compressedPages,
     reconnects: stats.reconnects,
     wireReceived: stats.wireBytesReceived,
     wireSent: stats.wireBytesSent,

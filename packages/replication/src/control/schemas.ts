@@ -170,6 +170,8 @@ export const memserverStatsSchema = z.object({
     })
     .nullable()
     .default(null),
+  /** Of data, that went compressed. */
+  compressedPages: z.number().default(0),
   pagesRead: z.number(),
   zeroPages: z.number(),
   holePages: z.number(),
@@ -200,6 +202,8 @@ export const memtapStatsSchema = z.object({
   zeroPages: z.number(),
   /** Pages that the source sent as zero although the presence map had them. */
   learnedZeroPages: z.number(),
+  /** Pages of data that came compressed. */
+  compressedPages: z.number().default(0),
   wireBytesReceived: z.number(),
   wireBytesSent: z.number(),
   heldReads: z.number(),

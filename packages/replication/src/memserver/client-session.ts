@@ -9,8 +9,11 @@ import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
 import {
   checkPageProof,
+  compressPages,
   createPageFrame,
   encodePageHello,
+  PAGE_BYTES,
+  PAGE_FLAG_COMPRESSIBLE,
   PAGE_FLAG_URGENT,
   PAGE_FRAME_HEADER_BYTES,
   PAGE_HANDSHAKE_TIMEOUT_MS,
@@ -39,13 +42,16 @@ const BULK_WINDOW_BYTES = 1024 * 1024;
 const TURN_PAGES = 64;
 /** Requests of one lane that wait. An honest memtap has at most its 4096 read slots under way. */
 const MAX_BACKLOG = 8192;
-/** Reads of one lane that are under way at a time at qemu-nbd, or at a memtap; those that a guest waits for are not held up by it. */
+/** Reads of one lane that are under way at a time at qemu-nbd, at a memtap, or in being compressed; those that a guest waits for are not held up by it. */
 const MAX_SLOW_READS = 16;
+/** Fewer pages are not worth compressing. */
+const COMPRESS_MIN_PAGES = 3;
 
 export interface SessionCounters {
   requests: number;
   errors: number;
   sentBytes: number;
+  compressedPages: number;
   droppedClients: number;
 }
 
@@ -214,7 +220,31 @@ export class ClientSession {
   /** Sends the DATA frame in `buffer`, or what is left of it when other hosts are to have its pages, too. */
   #answer(read: PageFrame, buffer: PageBuffer, length: number): void {
     if (this.#options.multicast?.answer(read, buffer, this) === true) return;
-    this.write(buffer.bytes.subarray(0, length), buffer.release);
+    const dataPages = Math.floor(length / PAGE_BYTES);
+    if (isCompressible(read) && dataPages >= COMPRESS_MIN_PAGES)
+      void this.#answerCompressed({ ...read, type: PageFrameType.data, dataPages }, buffer, length);
+    else this.write(buffer.bytes.subarray(0, length), buffer.release);
+  }
+
+  async #answerCompressed(frame: PageFrame, buffer: PageBuffer, length: number): Promise<void> {
+    this.#slowReads++;
+    try {
+      const packed = await compressPages(buffer.bytes, frame);
+      if (packed === undefined) {
+        this.write(buffer.bytes.subarray(0, length), buffer.release);
+      } else {
+        this.#options.counters.compressedPages += frame.dataPages;
+        this.write(packed);
+        buffer.release();
+      }
+    } finally {
+      this.#endSlowRead();
+    }
+  }
+
+  #endSlowRead(): void {
+    this.#slowReads--;
+    if (this.#backlog.length > 0) this.#options.onBacklog();
   }
 
   /** For answers that are made elsewhere. */
@@ -235,8 +265,7 @@ export class ClientSession {
       else console.error('memserver: disk read failed:', error.message);
       this.#sendError(read, error.code === 'source-lost' ? PageErrorCode.sourceLost : PageErrorCode.io);
     } finally {
-      this.#slowReads--;
-      if (this.#backlog.length > 0) this.#options.onBacklog();
+      this.#endSlowRead();
     }
   }
 
@@ -250,4 +279,13 @@ export class ClientSession {
     writePageFrame(out, 0, frame);
     this.#socket.write(out);
   }
+}
+
+/** The peer says that its link is narrow; what a guest waits for leaves at once all the same. */
+function isCompressible({ flags, region }: Readonly<PageFrame>): boolean {
+  return (
+    (flags & PAGE_FLAG_COMPRESSIBLE) !== 0 &&
+    (flags & PAGE_FLAG_URGENT) === 0 &&
+    region !== PageRegion.rehearsal
+  );
 }

@@ -29,7 +29,13 @@ export class PageServer {
   readonly #sessions = new Set<ClientSession>();
   readonly #buffers = new PageBufferPool();
   readonly wakeUp = new WakeUpLog();
-  readonly #counters: SessionCounters = { requests: 0, errors: 0, sentBytes: 0, droppedClients: 0 };
+  readonly #counters: SessionCounters = {
+    requests: 0,
+    errors: 0,
+    sentBytes: 0,
+    compressedPages: 0,
+    droppedClients: 0,
+  };
   #key: Buffer | undefined;
   #multicast: MulticastServer | undefined;
   #sessionCount = 0;

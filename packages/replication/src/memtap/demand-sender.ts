@@ -128,13 +128,12 @@ export class DemandSender {
     const generation = this.#state.slots[slot * Slot.words + Slot.generation] ?? 0;
     frame.type = PageFrameType.read;
     frame.region = region;
-    const multicast = this.#state.multicastFlag;
-    frame.flags = PAGE_FLAG_URGENT | multicast;
+    frame.flags = PAGE_FLAG_URGENT | this.#state.multicastFlag;
     frame.pageCount = count;
     frame.firstPage = first;
     frame.requestId = demandRequestId(slot, 0, generation);
     let length = writePageFrame(this.#frames, 0, frame);
-    frame.flags = multicast;
+    frame.flags = this.#state.aheadFlags;
     for (let done = 0; done < this.#extraCount; done += EXTRA_PART_PAGES) {
       frame.firstPage = this.#extraFirst + done;
       frame.pageCount = Math.min(EXTRA_PART_PAGES, this.#extraCount - done);

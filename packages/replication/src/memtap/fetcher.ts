@@ -8,8 +8,11 @@
 
 import {
   checkPageBitmap,
+  decompressPages,
+  isCompressed,
   PAGE_BYTES,
   PAGE_FLAG_URGENT,
+  PAGE_FRAME_MAX_BYTES,
   PageRegion,
   PAGE_WIRE_MAX_PAGES,
   type PageFrame,
@@ -73,7 +76,9 @@ export class Fetcher {
   readonly #accounts = new AskerAccounts();
   readonly #killedAskers: KilledAskers;
   readonly #requests: RequestsUnderWay;
-  #counters = { demandReads: 0, sharedReads: 0 };
+  #counters = noReads();
+  /** A frame that came compressed. */
+  readonly #unpacked = Buffer.from(new ArrayBuffer(PAGE_FRAME_MAX_BYTES));
   #link: PageLink | undefined;
   #source: SourceOptions | undefined;
   #attached = false;
@@ -171,6 +176,7 @@ export class Fetcher {
   #openLink(source: SourceOptions): void {
     this.#source = source;
     this.#prefetch = source.prefetch;
+    Atomics.store(this.#state.control, Control.narrow, 0);
     this.#multicast.open({ key: source.key, address: source.multicastAddress });
     this.#link = new PageLink({
       sources: source.sources,
@@ -180,6 +186,7 @@ export class Fetcher {
       onFrozen: () => this.#sourceFrozen(),
       onDown: () => this.#linkDown(),
       onFailed: (reason) => this.#linkFailed(reason),
+      onPace: (narrow) => Atomics.store(this.#state.control, Control.narrow, narrow ? 1 : 0),
       onData: (which, frame, bytes, offset) => this.#receive(which, frame, bytes, offset),
       onTick: () => this.drain(),
       demandPending: () => this.#requests.demandParts,
@@ -307,6 +314,12 @@ export class Fetcher {
 
   #receive(which: LaneKind, frame: PageFrame, bytes: Buffer, offset: number): void {
     checkPageBitmap(bytes, offset, frame);
+    if (isCompressed(frame)) {
+      decompressPages(this.#unpacked, frame, bytes, offset);
+      this.#counters.compressedPages += frame.dataPages;
+      bytes = this.#unpacked;
+      offset = 0;
+    }
     this.drain();
     if (which === 'bulk') {
       this.#requests.endBulk(frame);
@@ -348,7 +361,7 @@ export class Fetcher {
   }
 
   #clearCounters(): void {
-    this.#counters = { demandReads: 0, sharedReads: 0 };
+    this.#counters = noReads();
     this.#delivery.clearCounters();
     this.#multicast.clearCounters();
     this.#slots.latency.clear();
@@ -374,7 +387,7 @@ export class Fetcher {
     link.request(
       runs.map((run) => {
         const asked = { region, ...run };
-        return { requestId: this.#requests.bulkAsked(asked), flags: this.#state.multicastFlag, ...asked };
+        return { requestId: this.#requests.bulkAsked(asked), flags: this.#state.aheadFlags, ...asked };
       }),
     );
   }
@@ -412,6 +425,10 @@ export class Fetcher {
     for (const held of [...this.#slots.waiting])
       if (held.waiting && held.pendingParts === 0) this.#resolve(held);
   }
+}
+
+function noReads() {
+  return { demandReads: 0, sharedReads: 0, compressedPages: 0 };
 }
 
 function sameSource(a: SourceOptions, b: SourceOptions): boolean {

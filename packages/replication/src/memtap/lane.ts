@@ -24,6 +24,7 @@ import {
   toSnowflockError,
 } from '@snowflock/protocol/pages';
 import type { PageSource } from '../control/schemas.ts';
+import type { LinkPace } from './link-pace.ts';
 
 /** Room for what is left of one frame and three more: fewer, larger reads. */
 const RECEIVE_BYTES = 4 * PAGE_FRAME_MAX_BYTES;
@@ -31,6 +32,9 @@ const RECEIVE_BYTES = 4 * PAGE_FRAME_MAX_BYTES;
 export interface LaneOptions {
   readonly source: PageSource;
   readonly key: Buffer;
+  readonly pace: LinkPace;
+  /** `pace.narrow` has changed. */
+  readonly onPace: () => void;
   /** A complete frame at `offset` of `bytes`. Throws 'bad-request' to end the lane. */
   readonly onFrame: (lane: Lane, frame: PageFrame, bytes: Buffer, offset: number) => void;
   /** The lane is about to close its descriptor; called once, synchronously, before the number can be reused. */
@@ -59,6 +63,7 @@ export class Lane {
   readonly opened: Promise<void>;
   #start = 0;
   #end = 0;
+  #readMs = 0;
   #nonces: PageNonces | undefined;
   #open = false;
   #reason: string | undefined;
@@ -111,6 +116,10 @@ export class Lane {
   }
 
   #receive(length: number): boolean {
+    const nowMs = performance.now();
+    if (this.#open && this.#start < this.#end && this.#options.pace.onRead(length, nowMs - this.#readMs))
+      this.#options.onPace();
+    this.#readMs = nowMs;
     this.#end += length;
     this.receivedBytes += length;
     try {

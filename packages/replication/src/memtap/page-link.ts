@@ -22,6 +22,7 @@ import {
 } from '@snowflock/protocol/pages';
 import type { PageSource } from '../control/schemas.ts';
 import { describe, Lane } from './lane.ts';
+import { LinkPace } from './link-pace.ts';
 
 const BACKOFF_FIRST_MS = 20;
 const BACKOFF_MAX_MS = 1000;
@@ -43,6 +44,8 @@ export interface PageLinkOptions {
   readonly onFrozen: () => void;
   readonly onDown: (reason: string) => void;
   readonly onFailed: (reason: string) => void;
+  /** The link turned out to be narrow, or no longer. */
+  readonly onPace: (narrow: boolean) => void;
   readonly onData: (which: LaneKind, frame: PageFrame, bytes: Buffer, offset: number) => void;
   /** Called on every tick, before stalls are looked for. */
   readonly onTick: () => void;
@@ -66,6 +69,7 @@ export class PageLink {
   readonly #options: PageLinkOptions;
   readonly #stallMs: number;
   readonly #frame = createPageFrame();
+  readonly #pace = new LinkPace();
   #state: 'idle' | 'connecting' | 'up' | 'failed' = 'idle';
   #demand: Lane | undefined;
   #bulk: Lane | undefined;
@@ -169,6 +173,8 @@ export class PageLink {
       new Lane({
         source,
         key,
+        pace: this.#pace,
+        onPace: () => this.#options.onPace(this.#pace.narrow),
         onFrame: (from, frame, bytes, offset) => this.#receive({ which, from, source }, frame, bytes, offset),
         onClosing: () => this.#goDown(),
         onClosed: (closed, reason) => this.#laneClosed(closed, `source ${describe(source)}: ${reason}`),

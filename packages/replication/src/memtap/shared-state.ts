@@ -17,7 +17,12 @@
 //   from queued on (by number) the page has come and is not zero
 //   A READ for a page in any of these three goes to the main thread, which alone decides how it is answered.
 
-import { PAGE_FLAG_MULTICAST, PageRegion, REHEARSAL_PAGES } from '@snowflock/protocol/pages';
+import {
+  PAGE_FLAG_COMPRESSIBLE,
+  PAGE_FLAG_MULTICAST,
+  PageRegion,
+  REHEARSAL_PAGES,
+} from '@snowflock/protocol/pages';
 
 export const PageState = { remote: 0, zero: 1, wanted: 2, queued: 3, storing: 4, cached: 5 } as const;
 export type PageState = (typeof PageState)[keyof typeof PageState];
@@ -72,6 +77,8 @@ export const Control = {
   mounted: 11,
   /** Answers may come by multicast. */
   multicast: 12,
+  /** The link is narrow. */
+  narrow: 13,
   words: 16,
 } as const;
 
@@ -148,6 +155,12 @@ export class SharedState {
   /** Flag of a READ that says whether its answer may come by multicast. */
   get multicastFlag(): number {
     return Atomics.load(this.control, Control.multicast) === 0 ? 0 : PAGE_FLAG_MULTICAST;
+  }
+
+  /** Flags of a READ for pages that nobody waits for yet. */
+  get aheadFlags(): number {
+    const narrow = Atomics.load(this.control, Control.narrow) !== 0;
+    return this.multicastFlag | (narrow ? PAGE_FLAG_COMPRESSIBLE : 0);
   }
 
   /** Whether the source may be asked for pages of a region: for what counts only once it has its snapshot. */
