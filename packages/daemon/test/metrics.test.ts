@@ -31,6 +31,7 @@ const MEMSERVER: MemserverStats = {
   ...{
     sentBytes: 5000,
     compressedPages: 0,
+    nearPages: 0,
     pagesRead: 7,
     zeroPages: 3,
     holePages: 1,

@@ -19,6 +19,8 @@ export const DESCRIPTOR_MAX_BYTES = HEADER_MAX_BYTES + DEVICE_MAX_BYTES + PRESEN
 /** Bounds what a descriptor can make a memtap fetch unasked. */
 const PREFETCH_PAGES_MAX = 4096;
 const CHANNEL_CALLS_MAX = 64;
+/** A map that is longer says of a huge memory that it has changed everywhere, and is not worth sending. */
+export const UNCHANGED_MAX_CHARACTERS = 256 * 1024;
 
 export const DescriptorHeader = z.object({
   clusterid: z.int(),
@@ -53,6 +55,8 @@ export const DescriptorHeader = z.object({
       execIds: z.int().min(0),
     })
     .optional(),
+  /** RAM pages that have not changed since an earlier fork of this VM, under that one's ticket: a presence map, base64. */
+  unchanged: z.object({ ticket: ticketId, pages: z.string().max(UNCHANGED_MAX_CHARACTERS) }).optional(),
   /** RAM pages that clones of this VM needed first at its last forks, in that order: worth having before they are asked for. */
   prefetch: z.array(z.int().min(0)).max(PREFETCH_PAGES_MAX),
 });

@@ -93,6 +93,11 @@ export class PresenceMap {
     return rest;
   }
 
+  /** The pages that are in both maps, which cover as many. */
+  common(other: PresenceMap): PresenceMap {
+    return this.without(this.without(other));
+  }
+
   /** How many pages before `page` are present: where it lies among them. */
   rank(page: number): number {
     this.#ranks ??= this.#countRanks();

@@ -51,8 +51,7 @@ async function adoptOne(
 ): Promise<{ keep(kept: Kept): void }> {
   switch (entry.kind) {
     case 'master': {
-      const { sources, onFork } = ports;
-      const master = await MasterVm.adopt(context, { entry, sources, onFork });
+      const master = await MasterVm.adopt(context, { entry, ...ports });
       ports.onMaster(master);
       return master;
     }

@@ -44,6 +44,8 @@ const NEW_ENTRY = {
 } as const;
 
 export interface CloneGroupPorts extends ForkPorts {
+  /** That of another ticket, on this host. */
+  readonly group: (ticket: string) => CloneGroup | undefined;
   /** Gets the last record of each clone. */
   readonly onGone: (record: CloneRecord) => void;
 }
@@ -141,6 +143,11 @@ export class CloneGroup implements AsyncDisposable {
     return this.#record.entry.left && this.clones.size === 0 && this.#record.entry.clones.length === 0;
   }
 
+  /** Null while it is prepared. */
+  get memtap(): GroupMemtap | null {
+    return this.#memtap;
+  }
+
   get files(): MemtapFilesOptions {
     return this.#serving.files;
   }
@@ -193,7 +200,9 @@ export class CloneGroup implements AsyncDisposable {
     const { nclones, isolated } = descriptor.header;
     this.#record.before({ state: 'launching', nclones, isolated });
     // Not waited for here: the device state is read meanwhile, and whatever touches memory waits in the memtap.
-    const ready = this.#serving.attach(descriptor);
+    const { unchanged } = descriptor.header;
+    const earlier = unchanged && this.#ports.group(unchanged.ticket);
+    const ready = this.#serving.attach(descriptor, earlier?.memtap ?? null);
     ready.catch(() => undefined); // every clone that is launched reports it; there may be none any more
     const results = this.#request.clones.map(async ({ vmid }) => {
       const clone = this.clones.get(vmid);
@@ -387,6 +396,7 @@ export class CloneGroup implements AsyncDisposable {
       diskBytes,
       network,
       sources: this.#ports.sources,
+      earlier: this.#ports.earlier,
       onFork: this.#ports.onFork,
       onSpawned: (process) => this.#record.add(vmid, process),
       record: (fork) =>

@@ -112,9 +112,9 @@ export class CloneVm implements AsyncDisposable {
     this.#qemu = parts.qemu;
     this.#link = parts.link;
     this.#disk = parts.disk;
-    const { ref, shape, vcpus, diskBytes, upstream, sources, onFork, record } = options;
+    const { ref, shape, vcpus, diskBytes, upstream, sources, earlier, onFork, record } = options;
     this.forks = new VmForks(context, {
-      ...{ ref, shape, vcpus, upstream, sources, onFork, record },
+      ...{ ref, shape, vcpus, upstream, sources, earlier, onFork, record },
       parts: { qemu: parts.qemu, link: parts.link, disk: parts.disk, diskBytes },
     });
     const calls = new GuestCalls({

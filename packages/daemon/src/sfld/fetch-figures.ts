@@ -44,6 +44,12 @@ export const FETCH_COUNTERS = [
     help: 'Pages that came to memtaps of this host compressed, because the link was narrow',
   },
   {
+    figure: 'nearPages',
+    name: 'snowflock_near_pages_total',
+    labels: {},
+    help: 'Pages that memtaps of this host copied from those of earlier forks',
+  },
+  {
     figure: 'reconnects',
     name: 'snowflock_page_link_reconnects_total',
     labels: {},
@@ -137,6 +143,7 @@ export function memtapFigures(stats: MemtapStats): Figures {
     interruptedReads: stats.interruptedReads,
     droppedPages: stats.droppedPages,
     compressedPages: stats.compressedPages,
+    nearPages: stats.nearPages,
     reconnects: stats.reconnects,
     wireReceived: stats.wireBytesReceived,
     wireSent: stats.wireBytesSent,

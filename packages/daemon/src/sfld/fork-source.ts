@@ -8,7 +8,12 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { PAGE_KEY_BYTES, SnowflockError } from '@snowflock/protocol';
-import { MemserverProcess, type KeepOptions, type MemserverStats } from '@snowflock/replication';
+import {
+  MemserverProcess,
+  type FreezeResult,
+  type KeepOptions,
+  type MemserverStats,
+} from '@snowflock/replication';
 import { isRunning, markProcess, type FrozenVm, type RamRange } from '@snowflock/vm';
 import { ticketDirectory, vmDirectories, type HostContext } from './context.ts';
 import type { SourceEntry } from './journal.ts';
@@ -50,7 +55,7 @@ export class ForkSource implements AsyncDisposable {
   readonly #memserver: Promise<MemserverProcess>;
   readonly #multicastHost: string | undefined;
   #entry: SourceEntry;
-  /** Of one that was adopted: its VM may have gone to another host, and then the frozen copy is nobody's child. */
+  /** Null before the fork. When its VM has gone to another host, the frozen copy is nobody's child. */
   #frozenPid: number | null = null;
 
   private constructor(context: HostContext, entry: SourceEntry, multicastHost?: string) {
@@ -125,13 +130,26 @@ export class ForkSource implements AsyncDisposable {
     return this.#memserver;
   }
 
+  /** Whose memory is served; null: nobody's yet, or a checkpoint's. */
+  get frozenPid(): number | null {
+    return this.#frozenPid;
+  }
+
   /** Takes over the frozen process. Returns where it is served and which of its pages exist. */
   async serve(
     frozen: Pick<FrozenVm, 'process' | 'disk'>,
-    options: { ram: RamRange; diskBytes: number; upstream: Upstream | null },
-  ): Promise<{ port: number; presence: Buffer; presentPages: number }> {
+    options: {
+      ram: RamRange;
+      diskBytes: number;
+      upstream: Upstream | null;
+      /** An earlier fork of the same VM, to find out what has not changed since. */
+      earlier?: ForkSource | null;
+    },
+  ): Promise<FreezeResult & { port: number }> {
     const memserver = await this.#memserver;
-    const { presence, presentPages } = await memserver.freeze({
+    this.#frozenPid = frozen.process.pid;
+    const earlierPid = options.earlier?.frozenPid ?? undefined;
+    const result = await memserver.freeze({
       pid: frozen.process.pid,
       ramRanges: [{ start: options.ram.start.toString(16), length: options.ram.length }],
       ...(frozen.disk
@@ -140,8 +158,9 @@ export class ForkSource implements AsyncDisposable {
       ...(options.upstream
         ? { upstream: { ramPath: options.upstream.ramPath, presencePath: options.upstream.presencePath } }
         : {}),
+      ...(earlierPid === undefined ? {} : { earlierPid }),
     });
-    return { port: memserver.port, presence, presentPages };
+    return { ...result, port: memserver.port };
   }
 
   /** What this fork's clones needed first; empty when the memserver is gone. */

@@ -20,6 +20,7 @@ import {
 import {
   cleanupMount,
   MemtapProcess,
+  PresenceMap,
   type MemserverStats,
   type MemtapFilesOptions,
   type MemtapStats,
@@ -202,8 +203,9 @@ export class GroupMemtap implements AsyncDisposable {
   /**
    * Of a fork that has been made: what was read before it waits no longer. What was fetched ahead of a VM that has moved while its device
    * state is loaded would stand in the way of what the load needs, and prolong the VM's pause: `prefetch` follows when it runs.
+   * `earlier`: that of an earlier fork of the same VM; what has not changed since, and it has, is not fetched once more.
    */
-  async attach({ header, presence }: Descriptor): Promise<void> {
+  async attach({ header, presence }: Descriptor, earlier: GroupMemtap | null): Promise<void> {
     const { source } = header;
     const prefetch = this.#options.request.moved ? [] : header.prefetch;
     const { presencePath, ...files } = this.files;
@@ -212,9 +214,23 @@ export class GroupMemtap implements AsyncDisposable {
       sources: this.#sourcesFrom(source),
       key: Buffer.from(source.keyHex, 'hex'),
       ...{ multicastAddress, presence, prefetch },
+      near: earlier && header.unchanged ? await earlier.near(header.unchanged.pages) : undefined,
     });
     await Promise.all([attached, writeFile(presencePath, presence, { mode: 0o600 })]);
     void this.#relay?.serve({ presencePath, ...files });
+  }
+
+  /** Those of its pages that are also `unchanged`, a presence map in base64. */
+  async near(unchanged: string): Promise<{ ramPath: string; pages: PresenceMap } | undefined> {
+    try {
+      const { ram } = await this.#memtap.arrived();
+      const { pageCount: maxPages } = ram;
+      const same = PresenceMap.decode(Buffer.from(unchanged, 'base64'), { maxPages });
+      return { ramPath: this.#memtap.ramPath, pages: ram.common(same) };
+    } catch (error) {
+      this.#options.log.debug({ err: error }, 'nothing is copied from an earlier fork');
+      return undefined;
+    }
   }
 
   /** What it serves, and what says which pages of RAM there are: what forks of its clones are read over. */

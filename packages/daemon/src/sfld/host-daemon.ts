@@ -244,6 +244,16 @@ export class HostDaemon implements AsyncDisposable {
 
   readonly #ports: CloneGroupPorts = {
     sources: (ticket) => this.#sourceOf(ticket),
+    earlier: ({ clusterid, vmid }, ticket) =>
+      [...this.#sources.values()].findLast(
+        (each) =>
+          each.ticket !== ticket &&
+          each.clusterid === clusterid &&
+          each.owner === vmid &&
+          each.frozenPid !== null &&
+          !this.#destroying.has(each.ticket),
+      ),
+    group: (ticket) => (this.#destroying.has(ticket) ? undefined : this.#groups.get(ticket)),
     onGone: (record) => this.#onCloneGone(record),
     onFork: (record) => {
       keep(this.#forks, record, FORK_RECORDS_MAX);

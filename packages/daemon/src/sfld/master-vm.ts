@@ -57,7 +57,7 @@ export class MasterVm implements AsyncDisposable {
     this.ref = options.ref;
     this.shape = options.shape;
     this.#parts = options.parts;
-    const { sources, onFork, parts } = options;
+    const { sources, earlier, onFork, parts } = options;
     this.forks = new VmForks(context, {
       ...{
         ref: this.ref,
@@ -66,6 +66,7 @@ export class MasterVm implements AsyncDisposable {
         parts,
         upstream: null,
         sources,
+        earlier,
         onFork,
       },
       record: (fork) => this.#record(fork),

@@ -14,6 +14,7 @@ import {
   RedeemReply,
   SnowflockError,
   toSnowflockError,
+  UNCHANGED_MAX_CHARACTERS,
   type ForkRecord,
   type LaunchReply,
   type Placement,
@@ -75,6 +76,8 @@ export interface VmParts {
 /** What the forks of all VMs of a host share. */
 export interface ForkPorts {
   readonly sources: (ticket: string) => ForkSource | undefined;
+  /** The last fork of the VM before that of the ticket that is still served. */
+  readonly earlier: (ref: VmRef, ticket: string) => ForkSource | undefined;
   readonly onFork: (record: ForkRecord) => void;
 }
 
@@ -381,7 +384,11 @@ export class VmForks {
     this.#keepDisk(fork.ticket, frozen);
     const { diskBytes } = this.#parts;
     const { upstream } = this;
-    const { port, presence, presentPages } = await source.serve(frozen, { ram, diskBytes, upstream });
+    // a clone's page map names the frames of its memtap's file, not of what it was forked as
+    const earlier = (upstream === null && this.#ports.earlier(this.ref, fork.ticket)) || null;
+    const served = await source.serve(frozen, { ram, diskBytes, upstream, earlier });
+    const { port, presence, presentPages } = served;
+    const unchanged = served.unchanged?.toString('base64');
     const servedAtMs = monotonicMs();
     const descriptor = encodeDescriptor({
       header: {
@@ -395,6 +402,9 @@ export class VmForks {
         source: { address: this.#context.address, port, keyHex: source.key.toString('hex') },
         ramBytes: ram.length,
         diskBytes,
+        ...(earlier && unchanged !== undefined && unchanged.length <= UNCHANGED_MAX_CHARACTERS
+          ? { unchanged: { ticket: earlier.ticket, pages: unchanged } }
+          : {}),
         prefetch: this.wakeUpPages,
       },
       presence,

@@ -58,6 +58,8 @@ export const memserverRequestSchema = z.discriminatedUnion('op', [
       .optional(),
     /** When the frozen VM is itself a clone: the RAM file of its memtap, and a file with that snapshot's serialised presence map. */
     upstream: z.object({ ramPath: path, presencePath: path }).optional(),
+    /** Frozen process of an earlier fork of the same VM, to be compared with. */
+    earlierPid: z.number().int().positive().optional(),
   }),
   /** Writes the snapshot to page files; answers when they are on the disk. */
   z.object({
@@ -106,7 +108,13 @@ const sourceFields = {
 
 export const memtapRequestSchema = z.discriminatedUnion('op', [
   z.object({ op: z.literal('connect'), ...sourceFields }),
-  z.object({ op: z.literal('attach'), ...sourceFields, presence: z.string() }),
+  z.object({
+    op: z.literal('attach'),
+    ...sourceFields,
+    presence: z.string(),
+    /** RAM pages that the file of another memtap of this host has, too: a serialised presence map of them. */
+    near: z.object({ ramPath: path, pages: z.string() }).optional(),
+  }),
   /** The same pages, from now on from somewhere else. */
   z.object({ op: z.literal('move'), ...sourceFields }),
   /** RAM pages to fetch that nobody has asked for yet. */
@@ -137,7 +145,12 @@ const latencySchema = z.object({
   sumUs: z.number().default(0),
 });
 
-export const freezeReplySchema = z.object({ presence: z.string(), presentPages: z.number().int().min(0) });
+export const freezeReplySchema = z.object({
+  presence: z.string(),
+  presentPages: z.number().int().min(0),
+  /** Serialised presence map of the pages that are as in the earlier fork; absent: none was named, or it is gone. */
+  unchanged: z.string().optional(),
+});
 
 const writtenPagesSchema = z.object({ bytes: z.number().int(), dataPages: z.number().int() });
 
@@ -195,6 +208,8 @@ export const memtapStatsSchema = z.object({
   /** Those of them that are the disk's. */
   demandDiskPages: z.number(),
   prefetchedDiskPages: z.number(),
+  /** RAM pages copied from another memtap of this host. */
+  nearPages: z.number().default(0),
   /** Prefetched pages that were thrown away because the store queue was full. */
   droppedPages: z.number(),
   /** READs of holes and pages known to be zero, answered without the network; and how many pages were so. */

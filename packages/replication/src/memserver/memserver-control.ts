@@ -8,11 +8,12 @@ import { PresenceMap } from '../presence-map.ts';
 import { memserverRequestSchema, type MemserverRequest } from '../control/schemas.ts';
 import { keepPages } from '../checkpoint/keep-pages.ts';
 import { FrozenDisk } from './frozen-disk.ts';
-import { FrozenMemory } from './frozen-memory.ts';
+import { FrozenMemory, type MemoryRange } from './frozen-memory.ts';
 import type { LeaseServer } from './lease.ts';
 import { openMemtapFiles } from './memtap-files.ts';
 import type { PageServer } from './page-server.ts';
 import type { Snapshot, SnapshotContent } from './snapshot.ts';
+import { unchangedPages } from './unchanged-pages.ts';
 import { UpstreamMemory } from './upstream-memory.ts';
 
 /** The frozen process connects within a millisecond of the fork; a loaded machine needs more. */
@@ -87,7 +88,10 @@ export class MemserverControl {
     const frozenDisk =
       disk === undefined ? undefined : FrozenDisk.start({ ...disk, socketPath: diskSocketPath });
     this.#frozenPid = pid;
-    return this.#install({ memory, upstream, disk: frozenDisk });
+    const installed = this.#install({ memory, upstream, disk: frozenDisk });
+    const unchanged =
+      request.earlierPid === undefined ? undefined : compare(request.earlierPid, { pid, ranges });
+    return { ...installed, unchanged: unchanged?.encode().toString('base64') };
   }
 
   #openCheckpoint(request: Extract<MemserverRequest, { op: 'open-checkpoint' }>): object {
@@ -166,5 +170,18 @@ export class MemserverControl {
       frozenPid: this.#frozenPid,
       sourceLost: snapshot.lostReason ?? null,
     };
+  }
+}
+
+/** Undefined when the earlier fork is over: then everything is fetched. */
+function compare(
+  earlierPid: number,
+  { pid, ranges }: { readonly pid: number; readonly ranges: readonly MemoryRange[] },
+): PresenceMap | undefined {
+  try {
+    return unchangedPages({ pid, earlierPid }, ranges);
+  } catch (error) {
+    if (error instanceof SnowflockError && error.code === 'source-lost') return undefined;
+    throw error;
   }
 }

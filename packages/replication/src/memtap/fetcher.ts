@@ -33,6 +33,7 @@ import { type PageRun, RequestsUnderWay } from './requests-under-way.ts';
 import { Control, PageState, RING_ENTRIES, RING_UNSENT, type SharedState, SlotKind } from './shared-state.ts';
 import { prefetchRuns } from './prefetch.ts';
 import { SlotTable } from './slot-table.ts';
+import { copyNearPages } from './near-pages.ts';
 import type { StoreQueue } from './store-queue.ts';
 
 /** 256 KiB: an answer that a demand never waits long behind. */
@@ -66,6 +67,17 @@ export interface SourceOptions {
   readonly prefetch: readonly number[];
 }
 
+/** Of another memtap of this host, and which of its pages are the same here. */
+export interface NearFile {
+  readonly path: string;
+  readonly pages: PresenceMap;
+}
+
+export interface AttachOptions extends SourceOptions {
+  readonly presence: PresenceMap;
+  readonly near: NearFile | undefined;
+}
+
 export class Fetcher {
   readonly #options: FetcherOptions;
   readonly #state: SharedState;
@@ -79,6 +91,7 @@ export class Fetcher {
   #counters = noReads();
   /** A frame that came compressed. */
   readonly #unpacked = Buffer.from(new ArrayBuffer(PAGE_FRAME_MAX_BYTES));
+  #closed = false;
   #link: PageLink | undefined;
   #source: SourceOptions | undefined;
   #attached = false;
@@ -141,20 +154,49 @@ export class Fetcher {
   }
 
   /** Says what is where, and begins to fetch. Once. */
-  attach(options: SourceOptions & { readonly presence: PresenceMap }): void {
+  attach({ presence, near, ...options }: AttachOptions): void {
     if (this.#attached) throw new SnowflockError('bad-request', 'this memtap is attached already');
-    this.#markHoles(options.presence);
+    this.#markHoles(presence);
     this.#attached = true;
+    const prefetch = options.prefetch.filter((page) => near?.pages.has(page) !== true);
+    if (near) void this.#copyNear(near, options.prefetch);
     if (this.#source === undefined || !sameSource(this.#source, options)) {
       this.#dropLink();
-      this.#openLink(options);
+      this.#openLink({ ...options, prefetch });
     } else {
-      this.fetchAhead(options.prefetch);
+      this.fetchAhead(prefetch);
     }
     this.#link?.expectSnapshot();
     // READs of holes need no link
     this.drain();
     this.#resolveAll();
+  }
+
+  async #copyNear({ path, pages }: NearFile, first: readonly number[]): Promise<void> {
+    const ram = this.#state.statesOf(PageRegion.ram);
+    const before = this.#counters.nearPages;
+    try {
+      await copyNearPages(
+        {
+          ...{ path, pages },
+          claim: (page) => this.#state.claimRemote(ram, page),
+          deliver: (frame, bytes) => {
+            this.drain();
+            this.#counters.nearPages += this.#delivery.deliver(frame, bytes, 0);
+          },
+          giveBack: ({ firstPage, pageCount }) => {
+            for (let page = firstPage; page < firstPage + pageCount; page++) this.#state.unclaim(ram, page);
+            this.#resolveAll();
+          },
+          queued: () => this.#queue.depth,
+          closed: () => this.#closed,
+        },
+        first,
+      );
+    } catch (error) {
+      const copied = this.#counters.nearPages - before;
+      console.error(`memtap: ${copied} pages were copied from ${path}, the others are fetched:`, error);
+    }
   }
 
   /** RAM pages in order of need: at once, or as soon as the source has its snapshot. */
@@ -202,6 +244,7 @@ export class Fetcher {
   }
 
   close(): void {
+    this.#closed = true;
     this.#killedAskers.close();
     this.#multicast.close();
     this.#revokeLane();
@@ -428,7 +471,7 @@ export class Fetcher {
 }
 
 function noReads() {
-  return { demandReads: 0, sharedReads: 0, compressedPages: 0 };
+  return { demandReads: 0, sharedReads: 0, compressedPages: 0, nearPages: 0 };
 }
 
 function sameSource(a: SourceOptions, b: SourceOptions): boolean {

@@ -55,7 +55,11 @@ export class MemtapControl {
   #attach(request: Extract<MemtapRequest, { op: 'attach' }>): void {
     const maxPages = Math.min(PRESENCE_MAX_PAGES, this.#mount.ramBytes / PAGE_BYTES);
     const presence = PresenceMap.decode(Buffer.from(request.presence, 'base64'), { maxPages });
-    this.#mount.fetcher.attach({ ...sourceOf(request), presence });
+    const near = request.near && {
+      path: request.near.ramPath,
+      pages: PresenceMap.decode(Buffer.from(request.near.pages, 'base64'), { maxPages }),
+    };
+    this.#mount.fetcher.attach({ ...sourceOf(request), presence, near });
   }
 }
 

@@ -14,8 +14,13 @@ export interface Run {
 /** `pages` in order of need; `wanted` says whether a page still has to be fetched. */
 export function prefetchRuns(
   pages: readonly number[],
-  options: { readonly wanted: (page: number) => boolean; readonly maxRunPages: number },
+  options: {
+    readonly wanted: (page: number) => boolean;
+    readonly maxRunPages: number;
+    readonly maxGapPages?: number;
+  },
 ): Run[] {
+  const { maxGapPages = MAX_GAP_PAGES } = options;
   const runs: Run[] = [];
   for (let start = 0; start < pages.length; start += GROUP_PAGES) {
     const group = pages.slice(start, start + GROUP_PAGES).sort((a, b) => a - b);
@@ -26,7 +31,7 @@ export function prefetchRuns(
     };
     for (const page of group) {
       if (page < end || !options.wanted(page)) continue;
-      if (first < 0 || page - end > MAX_GAP_PAGES || page + 1 - first > options.maxRunPages) {
+      if (first < 0 || page - end > maxGapPages || page + 1 - first > options.maxRunPages) {
         close();
         first = page;
       } else {

@@ -39,6 +39,8 @@ export interface FreezeOptions {
   readonly disk?: { readonly format: 'qcow2' | 'raw'; readonly path: string; readonly sizeBytes: number };
   /** When the frozen VM is itself a clone: the RAM file of its memtap, and a file with that snapshot's serialised presence map. */
   readonly upstream?: { readonly ramPath: string; readonly presencePath: string };
+  /** Frozen process of an earlier fork of the same VM: which pages have not changed since is found out. */
+  readonly earlierPid?: number;
 }
 
 /** Files of a checkpoint, and how many pages the region of each has. */
@@ -52,6 +54,8 @@ export interface FreezeResult {
   /** Serialised, as `attach` of a memtap wants it. */
   readonly presence: Buffer;
   readonly presentPages: number;
+  /** Serialised presence map of the pages that are as in the earlier fork. */
+  readonly unchanged?: Buffer;
 }
 
 /** What a memtap of this host serves, and the files that it is copied to. */
@@ -130,8 +134,11 @@ export class MemserverProcess extends ManagedProcess {
 
   /** Takes the frozen process over and reads its page map. Once. */
   async freeze(options: FreezeOptions): Promise<FreezeResult> {
-    const reply = await this.call('freeze', options, freezeReplySchema);
-    return { presence: Buffer.from(reply.presence, 'base64'), presentPages: reply.presentPages };
+    const { presence, presentPages, unchanged } = await this.call('freeze', options, freezeReplySchema);
+    return {
+      ...{ presence: Buffer.from(presence, 'base64'), presentPages },
+      ...(unchanged === undefined ? {} : { unchanged: Buffer.from(unchanged, 'base64') }),
+    };
   }
 
   /** Serves a checkpoint in place of a frozen process. Throws 'source-lost' when its files are damaged. */

@@ -49,6 +49,8 @@ export interface ConnectOptions {
 export interface AttachOptions extends ConnectOptions {
   /** Serialised presence map of the RAM, as `freeze` gave it. */
   readonly presence: Buffer;
+  /** RAM pages that need not be fetched: the file of another memtap of this host has them. */
+  readonly near?: { readonly ramPath: string; readonly pages: PresenceMap } | undefined;
 }
 
 export class MemtapProcess extends ManagedProcess {
@@ -107,7 +109,11 @@ export class MemtapProcess extends ManagedProcess {
   /** Says what is where; held READs go on. Once. */
   async attach(options: AttachOptions): Promise<void> {
     const presence = options.presence.toString('base64');
-    await this.call('attach', { ...sourceFields(options), presence }, z.object({}));
+    const near = options.near && {
+      ramPath: options.near.ramPath,
+      pages: options.near.pages.encode().toString('base64'),
+    };
+    await this.call('attach', { ...sourceFields(options), presence, near }, z.object({}));
   }
 
   /** Fetches RAM pages before they are asked for, in the order in which they will be needed. */
