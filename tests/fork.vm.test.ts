@@ -4,6 +4,7 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { Draws } from './support/draws.ts';
 import { compileForGuest } from './support/guest-programs.ts';
 import { PROBES, type Guest } from './support/guest.ts';
 import { requireVm } from './require-vm.ts';
@@ -64,29 +65,22 @@ describe.skipIf(!RUN)('a fork', () => {
 
   it('never gives two VMs the same random bytes', async () => {
     const master = await seed();
-    // Draws before, during and after the fork. A draw that two VMs have in common must be one of before: then they have its
-    // time in common, too, to the nanosecond. The kernel reseeds its generator every few seconds by itself, which would hide
+    // Draws before, during and after the fork. The kernel reseeds its generator every few seconds by itself, which would hide
     // that the fork does not: so it does it right before.
-    await master.sh('/tmp/vmtest draw /run/draws >/dev/null 2>&1 &');
+    await Draws.begin(master);
     const ticket = /^Ticket is (\S+)$/m.exec(await master.run(['sfdotix', '4']))?.[1] ?? '';
     await lab().prepared(master, ticket);
     await master.run(['sh', '-c', '/tmp/vmtest reseed; sfdoclone $1 >/run/sfclone.out', 'sh', ticket]);
     const clones = (await lab().clonesOf(master, ticket)).map(({ vmid }) => master.sibling(vmid));
     const fresh = new Map<string, string>();
-    const drawn = new Map<string, string>();
+    const draws = new Draws();
     for (const vm of [master, ...clones]) {
       for (const word of (await vm.sh(`for i in 1 2 3 4; do ${PROBES}/sfrandom 16; done`)).split('\n')) {
         expect(word).toMatch(/^[0-9a-f]{32}$/);
         expect(fresh.get(word)).toBeUndefined();
         fresh.set(word, vm.name);
       }
-      await vm.run(['killall', '-TERM', 'vmtest']);
-      const draws = (await vm.file('/run/draws')).split('\n').map((line) => line.split(' '));
-      const own = draws.filter(([, value = '']) => !drawn.has(value));
-      expect(own.length).toBeGreaterThan(100);
-      for (const [at = '', value = ''] of draws)
-        expect(`${value} at ${drawn.get(value) ?? at}`).toBe(`${value} at ${at}`);
-      for (const [at = '', value = ''] of own) drawn.set(value, at);
+      expect(await draws.addThoseOf(vm)).toBeGreaterThan(100);
     }
     expect(fresh.size).toBe(20);
   });

@@ -83,6 +83,11 @@ export class Guest {
     });
   }
 
+  /** What the kernel says about its disk and the file system on it; empty if all is well. */
+  diskErrors(): Promise<string> {
+    return this.sh('dmesg | grep -i -E "i/o error|ext4-fs error"; true');
+  }
+
   async put(path: string, contents: Buffer | string, mode = '755'): Promise<void> {
     const script = 'cat > "$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1"';
     await this.run(['sh', '-c', script, 'sh', path, mode], { input: Buffer.from(contents) });

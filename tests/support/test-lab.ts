@@ -303,9 +303,12 @@ function ignoreGone(error: unknown): void {
 
 /**
  * One lab for the tests of a `describe`, made before the first and taken down after the last. After each test no VM is left,
- * nor anything of one.
+ * nor anything of one; with `keepsVms` the tests see to that themselves.
  */
-export function sharedLab(options: TestLabOptions): () => TestLab {
+export function sharedLab(
+  options: TestLabOptions,
+  { keepsVms = false }: { readonly keepsVms?: boolean } = {},
+): () => TestLab {
   let lab: TestLab | undefined;
   const current = (): TestLab => {
     if (!lab) throw new Error('the lab is not up');
@@ -314,7 +317,7 @@ export function sharedLab(options: TestLabOptions): () => TestLab {
   beforeAll(async () => {
     lab = await TestLab.up(options);
   });
-  afterEach(() => current().reset());
+  if (!keepsVms) afterEach(() => current().reset());
   afterAll(() => lab?.down());
   return current;
 }

@@ -2,18 +2,22 @@
  * What the whole-system tests run in a guest; one static program:
  *
  *   vmtest clock               the wall clock, in ns since 1970
- *   vmtest draw FILE           draws random numbers until SIGTERM; then writes "NS HEX" for each draw
+ *   vmtest draw FILE [US]      draws random numbers, one in US (500) microseconds, until SIGTERM; then writes "NS HEX" for each draw
  *   vmtest reseed              lets the kernel's random generator take up what entropy it has; it then draws on that for seconds
  *   vmtest writer DIR          writes files in DIR, over and over, each to the disk, until SIGTERM; then prints the round it is in
  *   vmtest call WORD...        one call on the agent socket; the words of its reply
  *   vmtest check DIR           "files=N wrong=W" for what a writer left
+ *   vmtest fill N [FILE SEED]...   N pages of the pattern of SEED in place of what was in FILE, and on the disk when it ends
+ *   vmtest compare [FILE SEED]...  "pages=N wrong=W" of each
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/random.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
@@ -25,6 +29,8 @@
 #define DRAWS_MAX 100000
 #define FILES 24
 #define WORDS 8192 /* 64 KiB a file */
+#define DRAW_US 500
+#define PAGE_WORDS 512
 
 static int64_t wall_ns(void)
 {
@@ -36,7 +42,7 @@ static int64_t wall_ns(void)
 static volatile sig_atomic_t stopping;
 static void on_term(int signal) { stopping = signal; }
 
-static int draw(const char *path)
+static int draw(const char *path, useconds_t every_us)
 {
 	static struct {
 		int64_t at;
@@ -45,10 +51,12 @@ static int draw(const char *path)
 	size_t count = 0;
 	signal(SIGTERM, on_term);
 	while (!stopping && count < DRAWS_MAX) {
+		/* The time first: two VMs with a draw in common then have its time in common, wherever between the two lines the fork is. */
+		draws[count].at = wall_ns();
 		if (getrandom(draws[count].value, sizeof draws[count].value, 0) != sizeof draws[count].value)
 			return 1;
-		draws[count++].at = wall_ns();
-		usleep(500);
+		count++;
+		usleep(every_us);
 	}
 	char unfinished[256];
 	snprintf(unfinished, sizeof unfinished, "%s.new", path);
@@ -125,6 +133,57 @@ static int check(const char *dir)
 	return 0;
 }
 
+/* No two pages are alike, nor those of two seeds. */
+static void fill_page(uint64_t *words, uint64_t page, uint64_t seed)
+{
+	for (uint64_t i = 0; i < PAGE_WORDS; i++)
+		words[i] = (seed << 40 ^ page << 16 ^ i) * 0x9e3779b97f4a7c15u;
+}
+
+static bool fill_file(const char *path, uint64_t pages, uint64_t seed)
+{
+	uint64_t words[PAGE_WORDS];
+	int fd = open(path, O_WRONLY | O_CREAT, 0644);
+	for (uint64_t page = 0; fd >= 0 && page < pages; page++) {
+		fill_page(words, page, seed);
+		if (write(fd, words, sizeof words) != sizeof words)
+			break;
+	}
+	if (fd >= 0 && lseek(fd, 0, SEEK_CUR) == (off_t)(pages * sizeof words) && fsync(fd) == 0 && close(fd) == 0)
+		return true;
+	perror(path);
+	return false;
+}
+
+static bool compare_file(const char *path, uint64_t seed)
+{
+	uint64_t words[PAGE_WORDS], wanted[PAGE_WORDS], pages = 0, wrong = 0;
+	int fd = open(path, O_RDONLY);
+	ssize_t n = 0;
+	for (; fd >= 0 && (n = read(fd, words, sizeof words)) > 0; pages++) {
+		fill_page(wanted, pages, seed);
+		wrong += n != sizeof words || memcmp(words, wanted, sizeof words) != 0;
+	}
+	if (fd < 0 || n < 0) {
+		perror(path);
+		return false;
+	}
+	close(fd);
+	printf("pages=%llu wrong=%llu\n", (unsigned long long)pages, (unsigned long long)wrong);
+	return true;
+}
+
+static int each_file(const char *what, char **args)
+{
+	bool is_fill = !strcmp(what, "fill"), ok = true;
+	uint64_t pages = is_fill ? strtoull(*args++, NULL, 10) : 0;
+	for (; ok && args[0] && args[1]; args += 2) {
+		uint64_t seed = strtoull(args[1], NULL, 10);
+		ok = is_fill ? fill_file(args[0], pages, seed) : compare_file(args[0], seed);
+	}
+	return !ok;
+}
+
 static int call(int count, char **words)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX, .sun_path = "/run/snowflock/agent.sock"};
@@ -151,8 +210,8 @@ int main(int argc, char **argv)
 	const char *what = argc > 1 ? argv[1] : "";
 	if (!strcmp(what, "clock"))
 		return printf("%lld\n", (long long)wall_ns()) < 0;
-	if (!strcmp(what, "draw") && argc == 3)
-		return draw(argv[2]);
+	if (!strcmp(what, "draw") && (argc == 3 || argc == 4))
+		return draw(argv[2], argc == 4 ? (useconds_t)atoi(argv[3]) : DRAW_US);
 	if (!strcmp(what, "reseed"))
 		return reseed();
 	if (!strcmp(what, "call") && argc > 2)
@@ -161,6 +220,8 @@ int main(int argc, char **argv)
 		return writer(argv[2]);
 	if (!strcmp(what, "check") && argc == 3)
 		return check(argv[2]);
+	if ((!strcmp(what, "fill") && argc > 2) || !strcmp(what, "compare"))
+		return each_file(what, argv + 2);
 	fprintf(stderr, "vmtest: unknown command '%s'\n", what);
 	return 2;
 }
