@@ -17,6 +17,8 @@ export type Where = keyof typeof PATHS;
 /** No load to speak of, and often enough: without its fork's seed a VM would draw for seconds what others draw. */
 const DRAW_US = 30_000;
 const STEP_MS = 60_000;
+/** Memory that is fetched from another host, and the end of whatever is no longer needed then. */
+const SETTLE_MS = 20_000;
 /** The VM with which a lifecycle begins. */
 export const MASTER = 'master';
 
@@ -211,5 +213,5 @@ export class Lifecycle {
 
 /** Until it is so: VMs end in the background, and what is fetched from another host lets go of that later. */
 export function settled(what: string, attempt: () => Promise<void>): Promise<void> {
-  return eventually(STEP_MS, what, attempt);
+  return eventually(SETTLE_MS, what, attempt);
 }
