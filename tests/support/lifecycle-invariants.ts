@@ -69,6 +69,8 @@ export async function resourcesAreCounted({ lab, vms, tickets, over }: Lifecycle
     for (const { k, name, netns } of lab.lab.hosts) {
       const here = sorted(running.filter(({ host }) => host === name).map((vm) => vm.name));
       const frozen = [...tickets].filter(({ host }) => host === name).length;
+      const ended = [...tickets].flatMap((ticket) => ticket.ended).filter((host) => host === name);
+      const shares = here.length + ended.length;
       const { cpus, cpusFree, ramBytes, ramFreeBytes, vms: held } = hosts[k - 1] ?? { cpus: 0 };
       expect({
         name,
@@ -77,9 +79,9 @@ export async function resourcesAreCounted({ lab, vms, tickets, over }: Lifecycle
         ram: (ramBytes ?? 0) - (ramFreeBytes ?? 0),
       }).toEqual({
         name,
-        cpus: here.length * MICRO.vcpus,
-        held: here.length,
-        ram: (here.length + (frozen * FORK_RESERVE_PERCENT) / 100) * MICRO.memoryMib * MIB,
+        cpus: shares * MICRO.vcpus,
+        held: shares,
+        ram: (shares + (frozen * FORK_RESERVE_PERCENT) / 100) * MICRO.memoryMib * MIB,
       });
       const own = await lab.get('/v1/state', HostState, k);
       expect(sorted([...own.masters, ...own.clones])).toEqual(here);

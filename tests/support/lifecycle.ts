@@ -39,6 +39,8 @@ export interface Ticket {
   readonly owner: Guest;
   /** Host that keeps the memory of the fork until the ticket is over. */
   readonly host: string;
+  /** Hosts of clones that have ended: what these held is free when the ticket is over (docs/configuration.md). */
+  readonly ended: string[];
 }
 
 interface LiveVm {
@@ -158,7 +160,7 @@ export class Lifecycle {
     const host = (await this.lab.vm(guest))?.host ?? '';
     const { ticket, clones } = await this.lab.fork(guest, into.length);
     expect(clones).toHaveLength(into.length);
-    const fork = { ticket: { id: ticket, owner: guest, host }, contents };
+    const fork = { ticket: { id: ticket, owner: guest, host, ended: [] }, contents };
     this.tickets.add(fork.ticket);
     for (const [index, clone] of clones.entries())
       this.#vms.set(into[index] ?? '', { guest: clone, contents, fork });
@@ -182,10 +184,12 @@ export class Lifecycle {
 
   /** Its QEMU is killed; its ticket is outstanding all the same. */
   async #crash(name: string): Promise<void> {
-    const { guest } = this.#vm(name);
-    const running = await this.lab.clonesOn(await this.lab.hostOf(guest), guest.clusterid);
+    const { guest, fork } = this.#vm(name);
+    const k = await this.lab.hostOf(guest);
+    const running = await this.lab.clonesOn(k, guest.clusterid);
     process.kill(running.find(({ vmid }) => vmid === guest.vmid)?.pid ?? Number.NaN, 'SIGKILL');
     await this.lab.endOf(guest, 'lost', STEP_MS);
+    fork?.ticket.ended.push(this.lab.lab.hosts[k - 1]?.name ?? '');
     this.#vms.delete(name);
   }
 
