@@ -33,7 +33,7 @@ import { type PageRun, RequestsUnderWay } from './requests-under-way.ts';
 import { Control, PageState, RING_ENTRIES, RING_UNSENT, type SharedState, SlotKind } from './shared-state.ts';
 import { prefetchRuns } from './prefetch.ts';
 import { SlotTable } from './slot-table.ts';
-import { copyNearPages } from './near-pages.ts';
+import { type NearFile, NearPages } from './near-pages.ts';
 import type { StoreQueue } from './store-queue.ts';
 
 /** 256 KiB: an answer that a demand never waits long behind. */
@@ -67,12 +67,6 @@ export interface SourceOptions {
   readonly prefetch: readonly number[];
 }
 
-/** Of another memtap of this host, and which of its pages are the same here. */
-export interface NearFile {
-  readonly path: string;
-  readonly pages: PresenceMap;
-}
-
 export interface AttachOptions extends SourceOptions {
   readonly presence: PresenceMap;
   readonly near: NearFile | undefined;
@@ -88,10 +82,10 @@ export class Fetcher {
   readonly #accounts = new AskerAccounts();
   readonly #killedAskers: KilledAskers;
   readonly #requests: RequestsUnderWay;
+  readonly #near: NearPages;
   #counters = noReads();
   /** A frame that came compressed. */
   readonly #unpacked = Buffer.from(new ArrayBuffer(PAGE_FRAME_MAX_BYTES));
-  #closed = false;
   #link: PageLink | undefined;
   #source: SourceOptions | undefined;
   #attached = false;
@@ -115,6 +109,11 @@ export class Fetcher {
       drain: () => this.drain(),
       resolve: (held) => this.#resolve(held),
     });
+    this.#near = new NearPages({
+      ...{ state, queue, delivery: this.#delivery },
+      drain: () => this.drain(),
+      resolveAll: () => this.#resolveAll(),
+    });
     this.#killedAskers = new KilledAskers(this.#slots);
     Atomics.store(state.control, Control.laneFd, -1);
   }
@@ -133,6 +132,7 @@ export class Fetcher {
     return {
       ...this.#counters,
       ...counters,
+      nearPages: this.#near.pages,
       demandBytes: counters.demandPages * PAGE_BYTES,
       prefetchedBytes: counters.prefetchedPages * PAGE_BYTES,
       wireBytesReceived: link?.receivedBytes ?? 0,
@@ -159,7 +159,7 @@ export class Fetcher {
     this.#markHoles(presence);
     this.#attached = true;
     const prefetch = options.prefetch.filter((page) => near?.pages.has(page) !== true);
-    if (near) void this.#copyNear(near, options.prefetch);
+    if (near) void this.#near.copy(near, options.prefetch);
     if (this.#source === undefined || !sameSource(this.#source, options)) {
       this.#dropLink();
       this.#openLink({ ...options, prefetch });
@@ -170,33 +170,6 @@ export class Fetcher {
     // READs of holes need no link
     this.drain();
     this.#resolveAll();
-  }
-
-  async #copyNear({ path, pages }: NearFile, first: readonly number[]): Promise<void> {
-    const ram = this.#state.statesOf(PageRegion.ram);
-    const before = this.#counters.nearPages;
-    try {
-      await copyNearPages(
-        {
-          ...{ path, pages },
-          claim: (page) => this.#state.claimRemote(ram, page),
-          deliver: (frame, bytes) => {
-            this.drain();
-            this.#counters.nearPages += this.#delivery.deliver(frame, bytes, 0);
-          },
-          giveBack: ({ firstPage, pageCount }) => {
-            for (let page = firstPage; page < firstPage + pageCount; page++) this.#state.unclaim(ram, page);
-            this.#resolveAll();
-          },
-          queued: () => this.#queue.depth,
-          closed: () => this.#closed,
-        },
-        first,
-      );
-    } catch (error) {
-      const copied = this.#counters.nearPages - before;
-      console.error(`memtap: ${copied} pages were copied from ${path}, the others are fetched:`, error);
-    }
   }
 
   /** RAM pages in order of need: at once, or as soon as the source has its snapshot. */
@@ -244,7 +217,7 @@ export class Fetcher {
   }
 
   close(): void {
-    this.#closed = true;
+    this.#near.close();
     this.#killedAskers.close();
     this.#multicast.close();
     this.#revokeLane();
@@ -471,7 +444,7 @@ export class Fetcher {
 }
 
 function noReads() {
-  return { demandReads: 0, sharedReads: 0, compressedPages: 0, nearPages: 0 };
+  return { demandReads: 0, sharedReads: 0, compressedPages: 0 };
 }
 
 function sameSource(a: SourceOptions, b: SourceOptions): boolean {

@@ -4,7 +4,7 @@
 // A page is claimed just before it is copied, so a READ that comes first is answered by the source as ever, and one that comes meanwhile
 // waits for the copy. Nothing depends on it: what cannot be read is given back, and fetched when it is needed.
 
-import { open } from 'node:fs/promises';
+import { open, type FileHandle } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   PAGE_BYTES,
@@ -17,7 +17,10 @@ import {
   PageRegion,
 } from '@snowflock/protocol/pages';
 import type { PresenceMap } from '../presence-map.ts';
+import type { Delivery } from './delivery.ts';
 import { prefetchRuns, type Run } from './prefetch.ts';
+import type { SharedState } from './shared-state.ts';
+import type { StoreQueue } from './store-queue.ts';
 
 /** 256 KiB at a time: soon done when a READ waits for one of its pages. */
 const RUN_PAGES = 64;
@@ -25,42 +28,81 @@ const RUN_PAGES = 64;
 const QUEUED_MAX = 8;
 const QUEUE_POLL_MS = 1;
 
-export interface NearPagesOptions {
-  /** The RAM file that the other memtap serves. */
+/** Of another memtap of this host, and which of its pages are the same here. */
+export interface NearFile {
   readonly path: string;
   readonly pages: PresenceMap;
-  /** Whether the page is wanted, and was claimed by this call. */
-  readonly claim: (page: number) => boolean;
-  readonly deliver: (frame: PageFrame, bytes: Buffer) => void;
-  readonly giveBack: (run: Run) => void;
-  /** Runs that wait for the page cache. */
-  readonly queued: () => number;
-  readonly closed: () => boolean;
 }
 
-/** Resolves when all of them are here, or cannot be read. */
-export async function copyNearPages(options: NearPagesOptions, first: readonly number[]): Promise<void> {
-  const { pages, claim, queued, closed } = options;
-  await using file = await open(options.path, 'r');
-  const bytes = Buffer.allocUnsafe(pageDataOffset(RUN_PAGES) + RUN_PAGES * PAGE_BYTES);
-  const isNear = (page: number): boolean => pages.has(page) && claim(page);
-  for (const part of partsOf(pages, first)) {
+export interface NearPagesOptions {
+  readonly state: SharedState;
+  readonly queue: StoreQueue;
+  readonly delivery: Delivery;
+  /** Takes what the read worker has posted. */
+  readonly drain: () => void;
+  /** Has whatever READs wait for asked for that nobody fetches. */
+  readonly resolveAll: () => void;
+}
+
+export class NearPages {
+  readonly #options: NearPagesOptions;
+  /** Copied so far. */
+  pages = 0;
+  #closed = false;
+
+  constructor(options: NearPagesOptions) {
+    this.#options = options;
+  }
+
+  close(): void {
+    this.#closed = true;
+  }
+
+  /** Resolves when all of them are here, or cannot be read. */
+  async copy(near: NearFile, first: readonly number[]): Promise<void> {
+    try {
+      await using file = await open(near.path, 'r');
+      const bytes = Buffer.allocUnsafe(pageDataOffset(RUN_PAGES) + RUN_PAGES * PAGE_BYTES);
+      for (const part of partsOf(near.pages, first)) {
+        if (this.#closed) return;
+        await this.#copyPart(part, { file, bytes, near });
+      }
+    } catch (error) {
+      if (!this.#closed)
+        console.error(
+          `memtap: ${this.pages} pages were copied from ${near.path}, others are fetched:`,
+          error,
+        );
+    }
+  }
+
+  async #copyPart(
+    part: readonly number[],
+    { file, bytes, near }: { file: FileHandle; bytes: Buffer; near: NearFile },
+  ): Promise<void> {
+    const { state, queue, delivery, drain, resolveAll } = this.#options;
+    const ram = state.statesOf(PageRegion.ram);
+    const wanted = (page: number): boolean => near.pages.has(page) && state.claimRemote(ram, page);
     // every page of a run is near: none is taken along
-    const runs = prefetchRuns(part, { wanted: isNear, maxRunPages: RUN_PAGES, maxGapPages: 0 });
+    const runs = prefetchRuns(part, { wanted, maxRunPages: RUN_PAGES, maxGapPages: 0 });
     let done = 0;
     try {
       for (const run of runs) {
-        while (queued() > QUEUED_MAX && !closed()) await sleep(QUEUE_POLL_MS);
-        if (closed()) return;
+        while (queue.depth > QUEUED_MAX && !this.#closed) await sleep(QUEUE_POLL_MS);
+        if (this.#closed) return;
         const length = run.pageCount * PAGE_BYTES;
         const at = pageDataOffset(run.pageCount);
         const { bytesRead } = await file.read(bytes, at, length, run.firstPage * PAGE_BYTES);
-        if (bytesRead !== length) throw new Error(`${options.path} ends early`);
-        options.deliver(frameOf(run, bytes), bytes);
+        if (bytesRead !== length) throw new Error('it ends early');
+        drain();
+        this.pages += delivery.deliver(frameOf(run, bytes), bytes, 0);
         done++;
       }
     } finally {
-      for (const run of runs.slice(done)) options.giveBack(run);
+      const left = runs.slice(done);
+      for (const { firstPage, pageCount } of left)
+        for (let page = firstPage; page < firstPage + pageCount; page++) state.unclaim(ram, page);
+      if (left.length > 0) resolveAll();
     }
   }
 }
