@@ -17,6 +17,7 @@ interface Variant {
 }
 export const VARIANTS: readonly Variant[] = [
   { name: 'unicast', networkMode: 'unicast' },
+  { name: 'relay', networkMode: 'relay' },
   { name: 'multicast', networkMode: 'multicast' },
 ];
 
@@ -38,6 +39,7 @@ const AREA_MIB = 16;
 const SHAPE = { image: 'micro', memoryMib: 112, areaMib: AREA_MIB };
 const LAB_CPUS = 16;
 const LAB_RAM_BYTES = 4 * 2 ** 30;
+const STATS_TIMEOUT_MS = 15_000;
 const ROUNDS = 2;
 /** Above it one round must do: under emulation a fork into 32 that all read takes up to a minute. */
 const ROUNDS_CLONES_MAX = 8;
@@ -124,17 +126,20 @@ async function samplesOf(
 
 async function sample(lab: Lab, master: BenchMaster, count: number): Promise<Sample> {
   let cableBefore = 0;
+  let servedBefore = 0;
   const { ticket, record, clones } = await master.fork(count, {
-    prepared: async () => void (cableBefore = await sentBytes(lab, master.host)),
+    prepared: async (prepared) => {
+      cableBefore = await sentBytes(lab, master.host);
+      servedBefore = await servedBytes(lab, master.host, prepared);
+    },
   });
+  const parentBytes = (await servedBytes(lab, master.host, ticket)) - servedBefore;
   const cableBytes = (await sentBytes(lab, master.host)) - cableBefore;
   const taps = memtapsOf(clones);
   await master.merge(ticket);
   const sum = (of: (tap: MemtapStats) => number): number => taps.reduce((total, tap) => total + of(tap), 0);
-  const multicast = taps.map((tap) => tap.multicast?.bytes ?? 0);
   return {
-    // one sending reaches all of them; who lost nothing has counted it
-    parentBytes: sum(({ wireBytesReceived }) => wireBytesReceived) + Math.max(...multicast),
+    parentBytes,
     cableBytes,
     hostBytes: taps.map((tap) => tap.wireBytesReceived + (tap.multicast?.bytes ?? 0)),
     jobMs: Math.max(...clones.map((clone) => clone.firstAnswerAtMs ?? Number.NaN)) - record.calledAtMs,
@@ -150,6 +155,21 @@ function memtapsOf(clones: readonly CloneRecord[]): MemtapStats[] {
 
 export function memtapOf({ replication }: CloneRecord): MemtapStats {
   return memtapStatsSchema.parse(replication);
+}
+
+const Served = z.object({
+  sentBytes: z.number(),
+  multicast: z.object({ multicastBytes: z.number() }).nullable(),
+});
+
+/** By the memserver of a ticket, so far: over lanes, and once what went to all. */
+async function servedBytes(lab: Lab, host: string, ticket: string): Promise<number> {
+  const k = lab.hosts.find(({ name }) => name === host)?.k ?? 1;
+  const asked = { method: 'GET', path: `/v1/sources/${ticket}`, reply: Served } as const;
+  const { sentBytes: bytes, multicast } = await lab
+    .client(k)
+    .request({ ...asked, timeoutMs: STATS_TIMEOUT_MS });
+  return bytes + (multicast?.multicastBytes ?? 0);
 }
 
 const Links = z.array(z.object({ stats64: z.object({ tx: z.object({ bytes: z.number() }) }) })).min(1);
