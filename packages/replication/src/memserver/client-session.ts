@@ -229,7 +229,8 @@ export class ClientSession {
   async #answerCompressed(frame: PageFrame, buffer: PageBuffer, length: number): Promise<void> {
     this.#slowReads++;
     try {
-      const packed = await compressPages(buffer.bytes, frame);
+      // what cannot be compressed goes as it is
+      const packed = await compressPages(buffer.bytes, frame).catch(() => undefined);
       if (packed === undefined) {
         this.write(buffer.bytes.subarray(0, length), buffer.release);
       } else {
