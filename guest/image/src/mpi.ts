@@ -25,7 +25,10 @@ const PLACE = 'usr/lib/snowflock/mpi';
 const EXAMPLES = ['cpi', 'icpi'];
 /** In test/mpi of MPICH's source: some that need no more of it than its util, and move little, as emulated guests are slow. */
 const TESTS = ['coll/coll4', 'coll/allred6', 'coll/scantst', 'pt2pt/isendrecv', 'comm/cmsplit'];
-/** What MPICH's configure would find out for these tests. The threads are for a header only; none of the tests has any. */
+/**
+ * In place of what MPICH's configure writes to mpitestconf.h: these tests ask for no more of Debian 12 than this. mtest's header wants a
+ * kind of threads to be named, though none of the programs starts one.
+ */
 const TEST_CONFIGURATION = [
   'HAVE_STRING_H',
   'HAVE_UNISTD_H',
