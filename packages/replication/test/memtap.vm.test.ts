@@ -120,6 +120,13 @@ describe.skipIf(!requireVm(['root', 'fuse']))('memserver and memtap', () => {
     expect(statSync(memtap.ramPath).size).toBe(16 * 4096);
   });
 
+  it('leave read-ahead to themselves, also where sysfs may not be written to', async () => {
+    const { memtap } = await harness.stack({ pages: 16, kind: 'mixed' });
+    const device = statSync(memtap.ramPath, { bigint: true }).dev;
+    const name = `${(device >> 8n) & 0xfffn}:${device & 0xffn}`;
+    expect(readFileSync(`/sys/class/bdi/${name}/read_ahead_kb`, 'utf8').trim()).toBe('4');
+  });
+
   it('hold reads until attached', async () => {
     const key = randomBytes(32);
     const memserver = await harness.memserver({ key });

@@ -124,7 +124,6 @@ export const memtapRequestSchema = z.discriminatedUnion('op', [
   z.object({ op: z.literal('stats') }),
   z.object({
     op: z.literal('set'),
-    readAheadKb: z.number().int().min(4).max(1024).optional(),
     minWindowPages: z.number().int().min(0).max(256).optional(),
     maxWindowPages: z.number().int().min(0).max(256).optional(),
   }),

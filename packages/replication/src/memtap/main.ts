@@ -4,7 +4,7 @@
 //   any state --stop, SIGTERM, orphaned, unmounted--> unmount, exit
 //
 //   node main.ts --control UNIXSOCK --mount DIR --ram-bytes N [--disk-bytes N] [--orphan-ms N] [--source-timeout-ms N]
-//                [--read-ahead-kb N] [--log-fields JSON]
+//                [--log-fields JSON]
 //
 // Owns the mount, /dev/fuse and two workers. The kernel's page cache is the only store: what it drops is fetched again.
 // When mounted and serving, one line of JSON goes to stdout: {"ready":true}.
@@ -22,8 +22,6 @@ import { MemtapMount } from './memtap-mount.ts';
 
 const DEFAULT_ORPHAN_MS = 600_000;
 const DEFAULT_SOURCE_TIMEOUT_MS = 10_000;
-/** One page: across the network the memtap decides itself what more to fetch. */
-const DEFAULT_READ_AHEAD_KB = 4;
 /** Files up to 2^44 bytes: page numbers are u32 on the wire. */
 const MAX_FILE_BYTES = 2 ** 44;
 
@@ -34,7 +32,6 @@ interface Options {
   readonly diskBytes: number;
   readonly orphanMs: number;
   readonly sourceTimeoutMs: number;
-  readonly readAheadKb: number;
 }
 
 function readOptions(): Options {
@@ -46,7 +43,6 @@ function readOptions(): Options {
       'disk-bytes': { type: 'string', default: '0' },
       'orphan-ms': { type: 'string', default: String(DEFAULT_ORPHAN_MS) },
       'source-timeout-ms': { type: 'string', default: String(DEFAULT_SOURCE_TIMEOUT_MS) },
-      'read-ahead-kb': { type: 'string', default: String(DEFAULT_READ_AHEAD_KB) },
       'log-fields': { type: 'string' },
     },
   });
@@ -64,7 +60,6 @@ function readOptions(): Options {
     diskBytes: count('--disk-bytes', values['disk-bytes'], { min: 0, max: MAX_FILE_BYTES }),
     orphanMs: count('--orphan-ms', values['orphan-ms'], { min: 1, max: Number.MAX_SAFE_INTEGER }),
     sourceTimeoutMs: count('--source-timeout-ms', values['source-timeout-ms'], { min: 1, max: 3_600_000 }),
-    readAheadKb: count('--read-ahead-kb', values['read-ahead-kb'], { min: 4, max: 1024 }),
   };
 }
 
@@ -99,13 +94,13 @@ async function main(): Promise<void> {
       console.error(`memtap: source lost: ${reason}`);
       control.broadcast({ event: 'source-lost', reason });
     },
-    onUnmounted: () => {
-      if (!stopping) console.error('memtap: somebody unmounted the file system; leaving');
-      stop(1);
-    },
   });
   const ops = new MemtapControl({ mount, stop: () => stop(0) });
   const control = new ControlServer({ path: options.control, handler: (request) => ops.serve(request) });
+  void mount.unmounted.then(() => {
+    if (!stopping) console.error('memtap: somebody unmounted the file system; leaving');
+    stop(1);
+  });
   process.on('SIGTERM', () => stop(0));
   process.on('SIGINT', () => stop(0));
   try {

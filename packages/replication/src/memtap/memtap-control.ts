@@ -41,7 +41,6 @@ export class MemtapControl {
         return this.#mount.stats();
       case 'set':
         this.#mount.setWindow({ min: request.minWindowPages, max: request.maxWindowPages });
-        if (request.readAheadKb !== undefined) this.#mount.setKernelReadAhead(request.readAheadKb);
         return {};
       case 'stop':
         // after the reply has left

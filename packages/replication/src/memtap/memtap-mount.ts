@@ -5,12 +5,11 @@
 // Owns /dev/fuse, the mount, both workers, the fetcher. The process can only exit once the read worker has left its
 // blocking read, and it leaves it when the mount is gone: so closing always unmounts first, and is bounded in time.
 
-import { once } from 'node:events';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { PAGE_BYTES, PageRegion, REHEARSAL_PAGES, SnowflockError } from '@snowflock/protocol/pages';
+import { PAGE_BYTES, PageRegion, REHEARSAL_PAGES } from '@snowflock/protocol/pages';
 import { Fetcher } from './fetcher.ts';
-import { mountFuse, openFuseDevice, setKernelReadAhead, unmountFuse } from './fuse/mount.ts';
+import { mountFuse, openFuseDevice, unmountFuse } from './fuse/mount.ts';
 import { FILE_NODE_BASE, type FuseFile } from './fuse/protocol.ts';
 import { rehearse, REHEARSAL_FILE } from './rehearsal.ts';
 import { collectYoungGarbage } from '../collect-garbage.ts';
@@ -32,10 +31,8 @@ export interface MemtapMountOptions {
   readonly mount: string;
   readonly ramBytes: number;
   readonly diskBytes: number;
-  readonly readAheadKb: number;
   readonly sourceTimeoutMs: number;
   readonly onSourceLost: (reason: string) => void;
-  readonly onUnmounted: () => void;
 }
 
 export class MemtapMount {
@@ -45,7 +42,8 @@ export class MemtapMount {
   readonly #readWorker: Worker;
   readonly #storeWorker: Worker;
   readonly fetcher: Fetcher;
-  #readerGone = false;
+  /** Settles when nobody serves the mount any more: it was taken away, by `close` or by somebody else. */
+  readonly unmounted: Promise<void>;
   #rehearsed = false;
   /** The workers' counters when the rehearsal was over. */
   #before = new Float64Array(Counter.words);
@@ -90,10 +88,7 @@ export class MemtapMount {
     this.#readWorker = new Worker(new URL('./read-worker.ts', import.meta.url), { workerData: readerData });
     this.#storeWorker = new Worker(new URL('./store-worker.ts', import.meta.url), { workerData: storeData });
     this.#readWorker.on('message', () => this.fetcher.drain());
-    this.#readWorker.on('exit', () => {
-      this.#readerGone = true;
-      options.onUnmounted();
-    });
+    this.unmounted = new Promise((resolve) => this.#readWorker.once('exit', () => resolve()));
     // a thread that fails has broken an invariant; readers must not wait for the rest of it
     for (const worker of [this.#readWorker, this.#storeWorker])
       worker.on('error', (error) => console.error('memtap: a worker failed:', error));
@@ -106,12 +101,6 @@ export class MemtapMount {
     await mountFuse({ fuseFd, directory: options.mount });
     Atomics.store(mount.#state.control, Control.mounted, 1);
     Atomics.notify(mount.#state.control, Control.mounted);
-    try {
-      setKernelReadAhead(options.mount, options.readAheadKb);
-    } catch (error) {
-      await mount.close();
-      throw new SnowflockError('bad-config', `cannot set read-ahead of ${options.mount}`, { cause: error });
-    }
     return mount;
   }
 
@@ -126,10 +115,6 @@ export class MemtapMount {
   setWindow(window: { readonly min?: number | undefined; readonly max?: number | undefined }): void {
     if (window.min !== undefined) Atomics.store(this.#state.control, Control.minWindow, window.min);
     if (window.max !== undefined) Atomics.store(this.#state.control, Control.maxWindow, window.max);
-  }
-
-  setKernelReadAhead(readAheadKb: number): void {
-    setKernelReadAhead(this.#options.mount, readAheadKb);
   }
 
   /** The pages of a region that have come and are not zero; read off their states, so that nothing is kept for it. */
@@ -174,12 +159,11 @@ export class MemtapMount {
     this.fetcher.close();
     await unmountFuse(this.#options.mount, { timeoutMs: UNMOUNT_TIMEOUT_MS });
     this.#queue.close();
-    if (!this.#readerGone) {
-      const deadline = AbortSignal.timeout(WORKER_EXIT_TIMEOUT_MS);
-      await once(this.#readWorker, 'exit', { signal: deadline }).catch(() => {
-        console.error('memtap: the read worker is stuck; ending the process');
-        process.kill(process.pid, 'SIGKILL');
-      });
-    }
+    const stuck = setTimeout(() => {
+      console.error('memtap: the read worker is stuck; ending the process');
+      process.kill(process.pid, 'SIGKILL');
+    }, WORKER_EXIT_TIMEOUT_MS);
+    await this.unmounted;
+    clearTimeout(stuck);
   }
 }

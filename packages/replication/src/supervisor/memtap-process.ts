@@ -32,8 +32,6 @@ export interface MemtapStartOptions {
   readonly subject?: LogSubject;
   /** How long no source may be reachable before reads fail. */
   readonly sourceTimeoutMs?: number;
-  /** The kernel's own read-ahead on the mount; the default of 4 leaves it to the memtap. */
-  readonly readAheadKb?: number;
 }
 
 export interface ConnectOptions {
@@ -70,7 +68,6 @@ export class MemtapProcess extends ManagedProcess {
     if (options.orphanMs !== undefined) args.push('--orphan-ms', String(options.orphanMs));
     if (options.sourceTimeoutMs !== undefined)
       args.push('--source-timeout-ms', String(options.sourceTimeoutMs));
-    if (options.readAheadKb !== undefined) args.push('--read-ahead-kb', String(options.readAheadKb));
     const script = new URL('../memtap/main.ts', import.meta.url);
     try {
       return new MemtapProcess(
@@ -141,12 +138,8 @@ export class MemtapProcess extends ManagedProcess {
     return this.call('stats', {}, memtapStatsSchema);
   }
 
-  /** Read-ahead: the kernel's own, and the memtap's windows in pages (alone, and at most in a sequential stream). */
-  async set(options: {
-    readAheadKb?: number;
-    minWindowPages?: number;
-    maxWindowPages?: number;
-  }): Promise<void> {
+  /** Read-ahead, in pages beyond the demanded one: alone, and at most in a sequential stream. */
+  async set(options: { minWindowPages?: number; maxWindowPages?: number }): Promise<void> {
     await this.call('set', options, z.object({}));
   }
 

@@ -4,8 +4,7 @@
 // descriptor, and read requests from then on. When the descriptor's last holder dies, every waiting reader fails.
 
 import { spawn } from 'node:child_process';
-import { openSync, readFileSync, realpathSync, writeFileSync } from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { openSync } from 'node:fs';
 import { SnowflockError } from '@snowflock/protocol/pages';
 import { runBounded } from '../../run-bounded.ts';
 import { FUSE_MAX_READ_BYTES } from './protocol.ts';
@@ -62,32 +61,6 @@ export async function mountFuse(options: {
       'bad-config',
       `cannot mount ${options.directory}: ${stderr.trim() || `mount ended with ${code}`}`,
     );
-}
-
-/** Sets the kernel's own read-ahead for this mount. */
-export function setKernelReadAhead(directory: string, readAheadKb: number): void {
-  writeFileSync(`/sys/class/bdi/${deviceOf(directory)}/read_ahead_kb`, String(readAheadKb));
-}
-
-/**
- * `major:minor` of the file system mounted there, without asking it: a server that waits for its own mount when it is killed
- * waits for ever, holds its mount, and with it every process that uses it.
- */
-function deviceOf(directory: string): string {
-  const path = join(realpathSync(dirname(directory)), basename(directory));
-  // proc(5): id, parent, major:minor, root, mount point, ...; blanks in paths are \040 and the like
-  const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
-  const here = mounts
-    .map((line) => line.split(' '))
-    .findLast((fields) => unescapePath(fields[4] ?? '') === path);
-  if (here?.[2] === undefined) throw new SnowflockError('internal', `nothing is mounted on ${directory}`);
-  return here[2];
-}
-
-function unescapePath(text: string): string {
-  return text.replace(/\\([0-7]{3})/g, (_match, octal: string) =>
-    String.fromCharCode(Number.parseInt(octal, 8)),
-  );
 }
 
 /** Ends the mount, whoever uses it: first by force (waiting readers fail), then at least out of the name space. */

@@ -41,6 +41,9 @@ export const STORE_HEADER = FUSE_OUT_HEADER + 24;
 export const FUSE_MAX_PAGES = 256;
 export const FUSE_MAX_READ_BYTES = FUSE_MAX_PAGES * 4096;
 
+/** The kernel's own read-ahead: none. The memtap decides itself what more to fetch. */
+const KERNEL_READ_AHEAD_BYTES = 4096;
+
 const FUSE_ASYNC_READ = 1 << 0;
 const FUSE_PARALLEL_DIROPS = 1 << 18;
 const FUSE_MAX_PAGES_FLAG = 1 << 22;
@@ -144,7 +147,7 @@ function fillInit(request: Buffer, out: Buffer): number {
   const offered = request.readUInt32LE(FUSE_IN_HEADER + 12);
   out.writeUInt32LE(7, at);
   out.writeUInt32LE(Math.min(request.readUInt32LE(FUSE_IN_HEADER + 4), PROTOCOL_MINOR), at + 4);
-  out.writeUInt32LE(Math.min(request.readUInt32LE(FUSE_IN_HEADER + 8), FUSE_MAX_READ_BYTES), at + 8);
+  out.writeUInt32LE(Math.min(request.readUInt32LE(FUSE_IN_HEADER + 8), KERNEL_READ_AHEAD_BYTES), at + 8);
   out.writeUInt32LE((INIT_FLAGS & offered) >>> 0, at + 12);
   out.writeUInt16LE(MAX_BACKGROUND, at + 16);
   out.writeUInt16LE((MAX_BACKGROUND * 3) / 4, at + 18);
