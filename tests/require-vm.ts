@@ -4,7 +4,7 @@
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
 
-export type VmNeed = 'root' | 'fuse' | 'tun' | 'qemu' | 'ip' | 'nft' | 'sshd' | 'systemd';
+export type VmNeed = 'root' | 'fuse' | 'tun' | 'qemu' | 'ip' | 'nft' | 'sshd' | 'systemd' | 'systemd-nspawn';
 
 const EVERYTHING: readonly VmNeed[] = ['root', 'fuse', 'tun', 'qemu', 'ip', 'nft'];
 
@@ -31,6 +31,7 @@ const CHECKS: Record<VmNeed, { readonly ok: () => boolean; readonly missing: str
   nft: { ok: () => onPath('nft'), missing: 'nftables' },
   sshd: { ok: () => onPath('sshd') && onPath('ssh'), missing: 'openssh-server and openssh-client' },
   systemd: { ok: () => onPath('systemd-analyze'), missing: 'systemd' },
+  'systemd-nspawn': { ok: () => onPath('systemd-nspawn'), missing: 'systemd-container' },
 };
 
 /** What of `needs` this machine lacks, in words; empty when the tests can run. */

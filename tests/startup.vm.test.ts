@@ -1,11 +1,10 @@
-// How a rack is started: snowflock-startup over real OpenSSH servers, one inside each host's namespaces; and the units for systemd,
-// as systemd's own checker sees them.
+// How a rack is started: snowflock-startup over real OpenSSH servers, one inside each host's namespaces.
 
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { runChecked, runCommand } from '@snowflock/network';
+import { runChecked } from '@snowflock/network';
 import { Lab } from '@snowflock/lab';
 import { requireVm } from './require-vm.ts';
 import { eventually, patient } from './support/deadline.ts';
@@ -168,37 +167,5 @@ exec ${BIN}/sfld start --config ${home}/sfld.cfg\n`,
     await startSshd(2, join(dir, 'good'));
     const last = await startup();
     expect([last.status, last.stderr]).toEqual([0, '']);
-  });
-});
-
-describe.skipIf(!requireVm(['root', 'systemd']))("systemd's units", () => {
-  /** Of 10: sfmd needs its sockets and its files; sfld makes namespaces, mounts, devices and VMs, so that little can be taken from it. */
-  const EXPOSURE_MAX = { sfmd: 3, sfld: 9.5 } as const;
-
-  it.each(['sfmd', 'sfld'] as const)('%s is without mistakes, and as confined as it can be', async (name) => {
-    const dir = mkdtempSync(join(tmpdir(), 'sf-units-'));
-    try {
-      // What it starts must be there for the checker: the checkout's own.
-      const unit = join(dir, `${name}.service`);
-      const text = readFileSync(join(ROOT, `packaging/systemd/${name}.service`), 'utf8');
-      writeFileSync(unit, text.replaceAll('/usr/local/bin/', `${BIN}/`));
-      const checked = await runCommand(['systemd-analyze', 'verify', unit], {
-        timeoutMs: COMMAND_TIMEOUT_MS,
-      });
-      expect(checked).toEqual({ status: 0, stdout: '', stderr: '' });
-      const threshold = `--threshold=${EXPOSURE_MAX[name] * 10}`;
-      const argv = ['systemd-analyze', 'security', '--offline=true', threshold, unit];
-      const exposed = await runCommand(argv, { timeoutMs: COMMAND_TIMEOUT_MS });
-      expect([exposed.status, exposed.stdout]).toEqual([
-        0,
-        expect.stringContaining('Overall exposure level'),
-      ]);
-      // And the checker does check.
-      writeFileSync(unit, `${text}\n[Service]\nNoSuchSetting=yes\n`);
-      const wrong = await runCommand(['systemd-analyze', 'verify', unit], { timeoutMs: COMMAND_TIMEOUT_MS });
-      expect(wrong.stderr).toContain('NoSuchSetting');
-    } finally {
-      rmSync(dir, { recursive: true });
-    }
   });
 });
