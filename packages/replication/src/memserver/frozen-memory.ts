@@ -8,16 +8,7 @@
 import { closeSync, openSync, readSync } from 'node:fs';
 import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol/pages';
 import { PresenceMap } from '../presence-map.ts';
-
-/** Page map entries read at once: 512 KiB of them describe 256 MiB of memory. */
-const PAGEMAP_CHUNK_ENTRIES = 65536;
-const PAGEMAP_ENTRY_BYTES = 8;
-
-export interface MemoryRange {
-  /** Address in the frozen process. A number: user addresses are below 2^47. */
-  readonly start: number;
-  readonly lengthBytes: number;
-}
+import { chunksOf, PageMap, type MemoryRange } from './page-map.ts';
 
 export class FrozenMemory {
   readonly pid: number;
@@ -110,38 +101,8 @@ export function readPresence(
   ranges: readonly MemoryRange[],
   options: { readonly filePages: boolean },
 ): PresenceMap {
-  let pageCount = 0;
-  for (const range of ranges) pageCount += range.lengthBytes / PAGE_BYTES;
-  const map = new PresenceMap(pageCount);
-  let fd: number;
-  try {
-    fd = openSync(`/proc/${pid}/pagemap`, 'r');
-  } catch (error) {
-    throw new SnowflockError('source-lost', `cannot open the page map of frozen process ${pid}`, {
-      cause: error,
-    });
-  }
-  try {
-    const entries = new Uint32Array(2 * PAGEMAP_CHUNK_ENTRIES);
-    const bytes = Buffer.from(entries.buffer);
-    let firstPage = 0;
-    for (const range of ranges) {
-      let at = 0;
-      while (at < range.lengthBytes / PAGE_BYTES) {
-        const want = Math.min(PAGEMAP_CHUNK_ENTRIES, range.lengthBytes / PAGE_BYTES - at);
-        const position = (range.start / PAGE_BYTES + at) * PAGEMAP_ENTRY_BYTES;
-        const got = Math.floor(
-          readSync(fd, bytes, 0, want * PAGEMAP_ENTRY_BYTES, position) / PAGEMAP_ENTRY_BYTES,
-        );
-        if (got === 0)
-          throw new SnowflockError('source-lost', `the page map of frozen process ${pid} ends early`);
-        map.setFromPagemap(firstPage + at, entries.subarray(0, 2 * got), options);
-        at += got;
-      }
-      firstPage += at;
-    }
-  } finally {
-    closeSync(fd);
-  }
+  const map = new PresenceMap(ranges.reduce((sum, { lengthBytes }) => sum + lengthBytes / PAGE_BYTES, 0));
+  using pageMap = PageMap.open(pid);
+  for (const chunk of chunksOf(ranges)) map.setFromPagemap(chunk.page, pageMap.read(chunk), options);
   return map;
 }

@@ -1,15 +1,11 @@
 // Which pages of a frozen process are those of an earlier one of the same VM, unchanged. Both were forked from one QEMU, so a page that it has
 // not written in between is one physical frame that both map, and their page maps name it; a page that was written since has been copied
-// to another frame. So nothing is read or compared but page maps (Documentation/admin-guide/mm/pagemap.rst): 8 bytes a page.
+// to another frame. So nothing is read or compared but page maps.
 
-import { closeSync, openSync, readSync } from 'node:fs';
-import { PAGE_BYTES, SnowflockError } from '@snowflock/protocol/pages';
+import { PAGE_BYTES } from '@snowflock/protocol/pages';
 import { PresenceMap } from '../presence-map.ts';
-import type { MemoryRange } from './frozen-memory.ts';
+import { chunksOf, PAGE_MAP_CHUNK_ENTRIES, PageMap, type MemoryRange } from './page-map.ts';
 
-/** 512 KiB of entries: 256 MiB of memory. */
-const CHUNK_ENTRIES = 65536;
-const ENTRY_BYTES = 8;
 const PRESENT = 0x8000_0000;
 const SWAPPED = 0x4000_0000;
 /** Bits 32 to 54 of an entry: the upper part of the frame's number, which is all zero for who may not know it. */
@@ -25,25 +21,12 @@ export function unchangedPages(
   ranges: readonly MemoryRange[],
 ): PresenceMap {
   const map = new PresenceMap(ranges.reduce((sum, { lengthBytes }) => sum + lengthBytes / PAGE_BYTES, 0));
-  const own = PageMapReader.open(pid);
-  let earlier: PageMapReader | undefined;
-  try {
-    earlier = PageMapReader.open(earlierPid);
-    const again = new Uint32Array(2 * CHUNK_ENTRIES);
-    let firstPage = 0;
-    for (const { start, lengthBytes } of ranges) {
-      const pages = lengthBytes / PAGE_BYTES;
-      for (let at = 0; at < pages; at += CHUNK_ENTRIES) {
-        const chunk = { firstPage: start / PAGE_BYTES + at, count: Math.min(CHUNK_ENTRIES, pages - at) };
-        const before = own.read(chunk);
-        again.set(before);
-        markSame(map, firstPage + at, [again, earlier.read(chunk), own.read(chunk)], chunk.count);
-      }
-      firstPage += pages;
-    }
-  } finally {
-    own.close();
-    earlier?.close();
+  using own = PageMap.open(pid);
+  using earlier = PageMap.open(earlierPid);
+  const first = new Uint32Array(2 * PAGE_MAP_CHUNK_ENTRIES);
+  for (const chunk of chunksOf(ranges)) {
+    first.set(own.read(chunk));
+    markSame(map, chunk.page, [first, earlier.read(chunk), own.read(chunk)], chunk.count);
   }
   return map;
 }
@@ -65,38 +48,5 @@ function markSame(
         ((other[2 * index + 1] ?? 0) & (PRESENT | SWAPPED | FRAME_HIGH)) >>> 0 === (PRESENT | frame) >>> 0,
     );
     if (same) map.set(firstPage + index);
-  }
-}
-
-class PageMapReader {
-  readonly #pid: number;
-  readonly #fd: number;
-  readonly #entries = new Uint32Array(2 * CHUNK_ENTRIES);
-  readonly #bytes = Buffer.from(this.#entries.buffer);
-
-  private constructor(pid: number, fd: number) {
-    this.#pid = pid;
-    this.#fd = fd;
-  }
-
-  static open(pid: number): PageMapReader {
-    try {
-      return new PageMapReader(pid, openSync(`/proc/${pid}/pagemap`, 'r'));
-    } catch (error) {
-      throw new SnowflockError('source-lost', `cannot open the page map of process ${pid}`, { cause: error });
-    }
-  }
-
-  /** Valid until the next read. */
-  read({ firstPage, count }: { readonly firstPage: number; readonly count: number }): Uint32Array {
-    const length = count * ENTRY_BYTES;
-    const got = readSync(this.#fd, this.#bytes, 0, length, firstPage * ENTRY_BYTES);
-    if (got !== length)
-      throw new SnowflockError('source-lost', `the page map of process ${this.#pid} ends early`);
-    return this.#entries;
-  }
-
-  close(): void {
-    closeSync(this.#fd);
   }
 }
