@@ -56,7 +56,10 @@ export async function freezeVm(
 /** Freezes it, and it stays paused: whoever asked has to let it go on. If it cannot be frozen it goes on at once. */
 export async function freezeAndStay(
   vm: QemuProcess,
-  options: FreezeOptions,
+  options: FreezeOptions & {
+    /** Called as soon as the frozen copy exists, while the device state is still being saved. */
+    readonly onFrozen: (frozen: Pick<FrozenVm, 'process' | 'disk'>) => void;
+  },
 ): Promise<Omit<FrozenVm, 'timings'> & { readonly stoppedAtMs: number }> {
   const { process, disk, begin } = await stopAndFreeze(vm, options);
   try {
@@ -67,7 +70,10 @@ export async function freezeAndStay(
   }
 }
 
-async function stopAndFreeze(vm: QemuProcess, options: FreezeOptions) {
+async function stopAndFreeze(
+  vm: QemuProcess,
+  options: FreezeOptions & { readonly onFrozen?: (frozen: Pick<FrozenVm, 'process' | 'disk'>) => void },
+) {
   const stateFile = vm.paths.deviceState;
   await options.disk?.settle(vm);
   await options.disk?.prepare(vm);
@@ -91,7 +97,9 @@ async function stopAndFreeze(vm: QemuProcess, options: FreezeOptions) {
     await stopped;
     stoppedAt = performance.now();
     disk = options.disk?.switched() ?? null;
-    [process] = await Promise.all([vm.forkControl.fork(options.leasePath), saved]);
+    process = await vm.forkControl.fork(options.leasePath);
+    options.onFrozen?.({ process, disk });
+    await saved;
     forkedAt = performance.now();
   } catch (error) {
     await vm.qmp.execute({ execute: 'cont' });

@@ -1,6 +1,7 @@
 // Loading a device state into an empty, pre-started VM (DESIGN step 6).
 // `-incoming defer` + migrate-incoming; QEMU listens on the incoming socket from then on and reads when somebody connects.
 
+import type { Socket } from 'node:net';
 import type { QemuProcess } from './qemu-process.ts';
 import { connectUnix } from './unix-socket.ts';
 import { SnowflockError } from '@snowflock/protocol';
@@ -27,8 +28,22 @@ export async function announcePlace(vm: QemuProcess): Promise<void> {
   await vm.qmp.execute({ execute: 'announce-self', arguments: times });
 }
 
-/** Feeds the device state; resolves when it is loaded and the VM could go on. The VM stays paused. */
-export async function loadDeviceState(vm: QemuProcess, deviceState: Buffer): Promise<void> {
+/**
+ * Opens the way that the device state will take. QEMU waits at its other end from then on, and ends when it is closed before a whole device
+ * state has come.
+ */
+export async function openDeviceState(vm: QemuProcess): Promise<Socket> {
+  const socket = await connectUnix(vm.paths.incoming, {
+    timeoutMs: LOAD_TIMEOUT_MS,
+    gone: vm.ended,
+    what: 'device state',
+  });
+  socket.on('error', () => socket.destroy());
+  return socket;
+}
+
+/** Feeds the device state; resolves when it is loaded and the VM could go on. The VM stays paused. `way`: if it is open already. */
+export async function loadDeviceState(vm: QemuProcess, deviceState: Buffer, way?: Socket): Promise<void> {
   const loaded = new Promise<void>((resolve, reject) => {
     const onEvent = (name: string, data: Record<string, unknown>): void => {
       if (name !== 'MIGRATION') return;
@@ -40,12 +55,21 @@ export async function loadDeviceState(vm: QemuProcess, deviceState: Buffer): Pro
     void vm.ended.then((end) => reject(new SnowflockError('vm-failed', end.reason)));
   });
   loaded.catch(() => undefined); // awaited below, unless the VM ends before it can be connected to
-  const socket = await connectUnix(vm.paths.incoming, {
-    timeoutMs: LOAD_TIMEOUT_MS,
-    gone: vm.ended,
-    what: 'device state',
-  });
-  socket.on('error', () => socket.destroy());
+  const socket = way ?? (await openDeviceState(vm));
   socket.end(deviceState);
   await within(loaded, LOAD_TIMEOUT_MS, `loading the device state of VM ${vm.name}`);
+}
+
+/** Lets a VM go on; resolves when QEMU says that it does, some ms before it answers a command of one whose processors have much to do. */
+export async function goOn({ qmp }: QemuProcess): Promise<void> {
+  const resumed = Promise.withResolvers<void>();
+  const onEvent = (name: string): void => {
+    if (name === 'RESUME') resumed.resolve();
+  };
+  qmp.on('event', onEvent);
+  try {
+    await Promise.race([qmp.execute({ execute: 'cont' }), resumed.promise]);
+  } finally {
+    qmp.off('event', onEvent);
+  }
 }

@@ -5,7 +5,7 @@ export { createOverlay, diskInfo, type DiskInfo } from './disk.ts';
 export type { FrozenProcess, RamRange } from './fork-control.ts';
 export { DiskChain, overlayPath, type BlankOverlay } from './disk-chain.ts';
 export { freezeAndStay, freezeVm, type FreezeTimings, type FrozenVm } from './freeze.ts';
-export { announcePlace, expectDeviceState, loadDeviceState } from './incoming.ts';
+export { announcePlace, expectDeviceState, goOn, loadDeviceState, openDeviceState } from './incoming.ts';
 export {
   buildQemuArgs,
   diskNode,

@@ -15,7 +15,9 @@ import {
   DiskChain,
   expectDeviceState,
   freezeVm,
+  goOn,
   loadDeviceState,
+  openDeviceState,
   QemuProcess,
   rewindVm,
   vmPaths,
@@ -146,9 +148,13 @@ describe.each(accels)('fork under %s', (accel) => {
     undo.defer(async () => void (await clone.kill()));
     const cloneRam = await clone.forkControl.ramRange(MEMORY_MIB << 20);
     await expectDeviceState(clone);
-    await loadDeviceState(clone, frozen.deviceState);
+    const way = await openDeviceState(clone);
+    // it answers while it waits at the other end
+    expect(await clone.qmp.execute({ execute: 'query-status' })).toMatchObject({ running: false });
+    await loadDeviceState(clone, frozen.deviceState, way);
     expect(counter(clone.pid, cloneRam)).toBe(atFork);
-    await clone.qmp.execute({ execute: 'cont' });
+    await goOn(clone);
+    expect(await clone.qmp.execute({ execute: 'query-status' })).toMatchObject({ running: true });
     await expect.poll(() => counter(clone.pid, cloneRam)).toBeGreaterThan(atFork);
     // Private: what the clone writes never reaches the image that it came from.
     expect(readFileSync(ramFile).readUInt32LE(Number(COUNTER))).toBe(atFork);

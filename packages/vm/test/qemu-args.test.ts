@@ -37,6 +37,10 @@ it('lets a clone wait for its device state and boots nothing in it', () => {
   expect(args).not.toContain('-kernel');
 });
 
+it('has no more ports than are used: each is read when a device state is loaded', () => {
+  expect(devices(buildQemuArgs(clone))).toContain('virtio-serial-pci,id=vs0,max_ports=2');
+});
+
 it('reads nothing from a disk while it starts: the geometry is given', () => {
   expect(buildQemuArgs(clone).join(' ')).toMatch(/virtio-blk-pci,drive=disk0,cyls=\d+,heads=\d+,secs=\d+/);
 });

@@ -231,8 +231,12 @@ export class CloneGroup implements AsyncDisposable {
       this.#record.before({ state: 'launched' });
       this.#arrived = true;
     });
-    void this.#serving.prefetch(descriptor.header.prefetch);
-    this.#tellArrival();
+    // after the answer has left: how long the VM's pause was is counted until it is there
+    setImmediate(() => {
+      clone.settleDown(descriptor).catch(this.#logFailure(clone));
+      void this.#serving.prefetch(descriptor.header.prefetch);
+      this.#tellArrival();
+    });
   }
 
   #tellArrival(): void {
@@ -501,6 +505,8 @@ export class CloneGroup implements AsyncDisposable {
     await Promise.all(Array.from({ length: STARTS_AT_ONCE }, starter));
     // A fork that comes before that would have its pages from the parent, for good.
     if (this.#request.relay) await Promise.race([connected, sleep(RELAY_WAIT_MS, undefined, { ref: false })]);
+    // The rehearsal would take the CPUs from the load of the device state, while the VM is paused.
+    if (this.moved) await connected.then(() => memtap.rehearsed());
     this.#record.before({ state: 'prepared' });
   }
 

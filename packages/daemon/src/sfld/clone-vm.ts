@@ -5,6 +5,7 @@
 // Invariant: the tap joins the cluster's network only when the guest has its own identity, so that nothing with the
 // parent's address ever leaves it.
 
+import type { Socket } from 'node:net';
 import { copyFile, mkdir, rm, writeFile } from 'node:fs/promises';
 import {
   formatVmRef,
@@ -23,8 +24,10 @@ import {
   announcePlace,
   DiskChain,
   expectDeviceState,
+  goOn,
   identityFrame,
   loadDeviceState,
+  openDeviceState,
   overlayPath,
   QemuProcess,
   rewindVm,
@@ -91,6 +94,8 @@ export class CloneVm implements AsyncDisposable {
   readonly #qemu: QemuProcess;
   readonly #link: AgentLink;
   readonly #disk: DiskChain | null;
+  /** Of one that comes itself: open while it waits. */
+  #way: Socket | undefined;
   /** Its QEMU has the device state of the fork point already. */
   #rewound = false;
   readonly #at = {
@@ -178,8 +183,11 @@ export class CloneVm implements AsyncDisposable {
       gone: qemu.ended,
     });
     await expectDeviceState(qemu);
+    const clone = new CloneVm(context, options, { qemu, link, disk: newDisk(context, options), nclones: 0 });
+    // not of a clone: one that waits would end with this sfld
+    if (options.moved) clone.#way = await openDeviceState(qemu);
     undo.move();
-    return new CloneVm(context, options, { qemu, link, disk: newDisk(context, options), nclones: 0 });
+    return clone;
   }
 
   /** Takes over a clone of the sfld before this one: one that runs, or one that waits for its descriptor. */
@@ -286,25 +294,30 @@ export class CloneVm implements AsyncDisposable {
    * nowhere else. Its guest is told nothing but the time.
    */
   async arrive(descriptor: Descriptor, commit: () => void): Promise<void> {
-    const { forkId, nclones, prefetch, held, isolated, channel } = descriptor.header;
-    const { vcpus, shape, ticket } = this.#options;
+    const { forkId, nclones, prefetch, held, isolated } = descriptor.header;
+    const { vcpus, ticket } = this.#options;
     this.forks.learnWakeUp(prefetch);
     this.#at.descriptor = monotonicMs();
     // Nothing leaves it before it runs, and then it is who it always was.
     const attached = isolated ? undefined : this.#context.networks.attachTap(this.ref);
-    await Promise.all([loadDeviceState(this.#qemu, descriptor.deviceState), attached]);
+    await Promise.all([loadDeviceState(this.#qemu, descriptor.deviceState, this.#way), attached]);
     this.#at.loaded = monotonicMs();
     if (held) this.#link.sendIdentity(forkId, makeIdentity(this.ref, { nclones, vcpus, ticket }));
     commit();
-    const running = this.#qemu.qmp.execute({ execute: 'cont' });
+    const running = goOn(this.#qemu);
     // Otherwise the network learns it when the guest next sends something.
     if (!isolated) announcePlace(this.#qemu).catch(() => undefined);
     await running;
     this.#at.running = monotonicMs();
-    if (!isolated) this.#context.networks.startRouter(this.ref);
     this.status = 'running';
     this.#launched.resolve();
+  }
+
+  /** What need not be done before its old host has heard that it runs here. */
+  async settleDown({ header: { isolated, channel } }: Descriptor): Promise<void> {
+    const { vcpus, shape } = this.#options;
     if (channel) this.port.takeOver(channel);
+    if (!isolated) this.#context.networks.startRouter(this.ref);
     if (vcpus < shape.vcpus) await yieldSurplusCpus(this.#qemu.qmp, vcpus);
   }
 

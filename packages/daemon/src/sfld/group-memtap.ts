@@ -36,6 +36,7 @@ import { Relay, type RelayMark, type RelayOptions } from './relay.ts';
 /** The parent's host may hear of the ticket later than this one, and then starts its memserver. */
 const SOURCE_TIMEOUT_MS = 15_000;
 const SOURCE_RETRY_MS = 50;
+const REHEARSAL_TIMEOUT_MS = 3_000;
 
 export interface GroupMemtapOptions {
   readonly context: HostContext;
@@ -144,6 +145,15 @@ export class GroupMemtap implements AsyncDisposable {
       });
     } catch (error) {
       this.#options.log.debug({ err: error }, 'not connected ahead of the fork');
+    }
+  }
+
+  /** Resolves when it is connected and has rehearsed, or cannot be. Never rejects: nothing depends on it but speed. */
+  async rehearsed(): Promise<void> {
+    try {
+      await this.#memtap.rehearsed(REHEARSAL_TIMEOUT_MS);
+    } catch (error) {
+      this.#options.log.debug({ err: error }, 'not rehearsed ahead of the fork');
     }
   }
 

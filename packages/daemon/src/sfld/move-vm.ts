@@ -67,10 +67,10 @@ export async function moveVm(context: HostContext, move: MoveOf): Promise<Moved>
   }
   await sendResults(context, move);
   await vm.port.quiet(QUIET_TIMEOUT_MS);
-  const { ticket, leasePath } = source;
+  const { ticket } = source;
   let pausedMs = 0;
   let reason = `host ${to.host} did not start it`;
-  const outcome = await vm.forks.move({ ticket, to, held, leasePath }, async (frozen) => {
+  const outcome = await vm.forks.move({ ticket, to, held, source }, async (frozen) => {
     const launched = await handOver(context, move, { ...frozen, held });
     pausedMs = performance.now() - frozen.stoppedAtMs;
     if (launched.ok) return 'moved';
@@ -102,9 +102,9 @@ async function handOver(
   const { clusterid, vmid } = vm.ref;
   const { ticket } = source;
   try {
-    const { upstream, diskBytes, shape, wakeUpPages } = vm.forks;
+    const { diskBytes, shape, wakeUpPages } = vm.forks;
     const { ram, forkId, held } = frozen;
-    const { port, presence } = await source.serve(frozen, { ram, diskBytes, upstream });
+    const { port, presence } = await frozen.served;
     const channel = held ? vm.port.handOver() : undefined;
     if ((channel?.queued.length ?? 0) > QUEUED_MAX_BYTES)
       throw new SnowflockError('busy', `too much waits to be read by the guest; try again`);

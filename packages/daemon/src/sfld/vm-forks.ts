@@ -96,13 +96,15 @@ export interface MoveAsk {
   readonly to: SendVm['to'];
   /** The guest's agent holds it. */
   readonly held: boolean;
-  readonly leasePath: string;
+  readonly source: ForkSource;
 }
 
 export interface FrozenToMove extends Omit<FrozenVm, 'timings'> {
   readonly forkId: number;
   readonly ram: RamRange;
   readonly stoppedAtMs: number;
+  /** Where its pages are served, and which there are. */
+  readonly served: ReturnType<ForkSource['serve']>;
 }
 
 export interface VmForksOptions extends ForkPorts {
@@ -240,7 +242,7 @@ export class VmForks {
   }
 
   async #move(
-    { ticket, to, held, leasePath }: MoveAsk,
+    { ticket, to, held, source }: MoveAsk,
     handOver: (frozen: FrozenToMove) => Promise<MoveOutcome>,
   ): Promise<MoveOutcome> {
     this.#refuseWhenGone();
@@ -252,10 +254,14 @@ export class VmForks {
     let paused = false;
     try {
       if (held) await link.hold(forkId, HOLD_TIMEOUT_MS);
-      const frozen = await freezeAndStay(qemu, { leasePath, disk });
+      const served = Promise.withResolvers<Awaited<FrozenToMove['served']>>();
+      served.promise.catch(() => undefined); // whoever takes it over hears of it
+      const onFrozen = (copy: Pick<FrozenVm, 'process' | 'disk'>): void =>
+        served.resolve(source.serve(copy, { ram, diskBytes: this.diskBytes, upstream: this.upstream }));
+      const frozen = await freezeAndStay(qemu, { leasePath: source.leasePath, disk, onFrozen });
       paused = true;
       this.#keepDisk(ticket, frozen);
-      outcome = await handOver({ ...frozen, forkId, ram });
+      outcome = await handOver({ ...frozen, forkId, ram, served: served.promise });
       return outcome;
     } finally {
       if (outcome === 'stayed') {

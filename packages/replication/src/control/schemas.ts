@@ -119,6 +119,8 @@ export const memtapRequestSchema = z.discriminatedUnion('op', [
   z.object({ op: z.literal('move'), ...sourceFields }),
   /** RAM pages to fetch that nobody has asked for yet. */
   z.object({ op: z.literal('prefetch'), pages: prefetchPages }),
+  /** Answered when the rehearsal is over, or there is to be none. */
+  z.object({ op: z.literal('rehearsed') }),
   /** Which pages have come so far, zero pages not among them. */
   z.object({ op: z.literal('arrived') }),
   z.object({ op: z.literal('stats') }),

@@ -10,9 +10,10 @@
 
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
-import { SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
+import { PAGE_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
 import { collectYoungGarbage } from '../collect-garbage.ts';
 import { ControlServer } from '../control/control-server.ts';
+import { memserverRequestSchema } from '../control/schemas.ts';
 import { watchOrphan } from '../orphan-watch.ts';
 import { structureConsole } from '../process-log.ts';
 import { rehearseFork } from '../rehearsal.ts';
@@ -100,7 +101,14 @@ async function main(): Promise<void> {
       stop();
     },
   });
-  rehearseFork();
+  rehearseFork({
+    schema: memserverRequestSchema,
+    like: {
+      ...{ op: 'freeze', pid: process.pid, ramRanges: [{ start: '0', length: PAGE_BYTES }] },
+      disk: { format: 'qcow2', path: '/', sizeBytes: PAGE_BYTES },
+      upstream: { ramPath: '/', presencePath: '/' },
+    },
+  });
   collectYoungGarbage();
   process.stdout.write(`${JSON.stringify({ ready: true, port })}\n`);
 }

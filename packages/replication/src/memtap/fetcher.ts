@@ -40,10 +40,11 @@ import type { StoreQueue } from './store-queue.ts';
 const PREFETCH_RUN_PAGES = 64;
 
 /**
- * Pages fetched as soon as there is a snapshot: what QEMU touches while it loads the device state. The others follow with
- * attach(), so that they don't take the CPUs from the descriptor on its way.
+ * Fetched as soon as there is a snapshot: what QEMU touches while it loads the device state, some ten pages where queues begin, and what a READ of
+ * each would bring along. The others follow with attach(), or when the VM runs: they would take the CPUs from the load.
  */
-const LOADING_PAGES = 96;
+const LOADING_PAGES = 16;
+const LOADING_PAGES_BEHIND = 3;
 
 export interface FetcherOptions {
   readonly fuseFd: number;
@@ -388,9 +389,11 @@ export class Fetcher {
   /** Once for each list of pages; what is lost with its link is fetched when it is asked for. */
   #startPrefetch(): void {
     const count = this.#attached ? this.#prefetch.length : LOADING_PAGES;
+    const behind = this.#attached ? 0 : LOADING_PAGES_BEHIND;
     const pages = this.#prefetch.slice(0, count);
     this.#prefetch = this.#prefetch.slice(count);
-    this.prefetch(PageRegion.ram, pages);
+    const all = pages.flatMap((page) => Array.from({ length: 1 + behind }, (_, index) => page + index));
+    this.prefetch(PageRegion.ram, all);
   }
 
   /** Asks for pages that nobody waits for yet, in order of need. Nothing happens while there is no link. */

@@ -12,8 +12,9 @@
 import { mkdirSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
-import { PAGE_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
+import { PAGE_BYTES, PAGE_KEY_BYTES, SnowflockError, toSnowflockError } from '@snowflock/protocol/pages';
 import { ControlServer } from '../control/control-server.ts';
+import { memtapRequestSchema } from '../control/schemas.ts';
 import { watchOrphan } from '../orphan-watch.ts';
 import { structureConsole } from '../process-log.ts';
 import { rehearseFork } from '../rehearsal.ts';
@@ -118,7 +119,15 @@ async function main(): Promise<void> {
       stop(0);
     },
   });
-  rehearseFork();
+  rehearseFork({
+    schema: memtapRequestSchema,
+    like: {
+      op: 'attach',
+      sources: [{ address: '::', port: 1 }],
+      keyHex: '00'.repeat(PAGE_KEY_BYTES),
+      presence: '',
+    },
+  });
   process.stdout.write(`${JSON.stringify({ ready: true })}\n`);
 }
 

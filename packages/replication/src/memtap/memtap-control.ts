@@ -32,6 +32,9 @@ export class MemtapControl {
       case 'prefetch':
         this.#mount.fetcher.fetchAhead(request.pages);
         return {};
+      case 'rehearsed':
+        await this.#mount.rehearsed;
+        return {};
       case 'arrived':
         return {
           ram: this.#mount.arrived(PageRegion.ram).encode().toString('base64'),

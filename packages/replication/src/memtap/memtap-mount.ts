@@ -44,7 +44,8 @@ export class MemtapMount {
   readonly fetcher: Fetcher;
   /** Settles when nobody serves the mount any more: it was taken away, by `close` or by somebody else. */
   readonly unmounted: Promise<void>;
-  #rehearsed = false;
+  #rehearsing = false;
+  readonly #rehearsed = Promise.withResolvers<void>();
   /** The workers' counters when the rehearsal was over. */
   #before = new Float64Array(Counter.words);
 
@@ -76,7 +77,11 @@ export class MemtapMount {
       sourceTimeoutMs: options.sourceTimeoutMs,
       onSourceLost: options.onSourceLost,
       onConnected: () => void this.#rehearse(),
-      onFrozen: () => (this.#before = this.#state.counters.slice()),
+      onFrozen: () => {
+        this.#before = this.#state.counters.slice();
+        // it came before the rehearsal, which then never begins
+        if (!this.#rehearsing) this.#rehearsed.resolve();
+      },
     });
     const readerData: ReadWorkerData = { fuseFd, files, shared, queue: queueMemory };
     const storeData: StoreWorkerData = {
@@ -141,9 +146,14 @@ export class MemtapMount {
     };
   }
 
+  /** Resolves when the rehearsal is over, or there is to be none. Needs a source that can be reached. */
+  get rehearsed(): Promise<void> {
+    return this.#rehearsed.promise;
+  }
+
   async #rehearse(): Promise<void> {
-    if (this.#rehearsed) return;
-    this.#rehearsed = true;
+    if (this.#rehearsing) return;
+    this.#rehearsing = true;
     try {
       await rehearse({
         path: join(this.#options.mount, REHEARSAL_FILE),
@@ -153,6 +163,7 @@ export class MemtapMount {
       console.error('memtap: the rehearsal failed:', error);
     }
     collectYoungGarbage();
+    this.#rehearsed.resolve();
   }
 
   async close(): Promise<void> {

@@ -103,6 +103,11 @@ export class MemtapProcess extends ManagedProcess {
     await this.call('connect', sourceFields(options), z.object({}));
   }
 
+  /** Resolves when the rehearsal that follows connect() is over. Throws 'timeout'. */
+  async rehearsed(timeoutMs: number): Promise<void> {
+    await this.call('rehearsed', {}, z.object({}), timeoutMs);
+  }
+
   /** Says what is where; held READs go on. Once. */
   async attach(options: AttachOptions): Promise<void> {
     const presence = options.presence.toString('base64');
