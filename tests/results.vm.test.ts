@@ -3,7 +3,7 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { encodeGuestFrame, GuestFrameType } from '@snowflock/protocol';
+import { encodeGuestFrame, GuestFrameType, HostState } from '@snowflock/protocol';
 import { eventually, patient, timed } from './support/deadline.ts';
 import { compileForGuest } from './support/guest-programs.ts';
 import type { Guest } from './support/guest.ts';
@@ -55,6 +55,19 @@ describe.skipIf(!RUN)('results', () => {
 
   const stored = (k: number): string[] =>
     readdirSync(join(lab().lab.hosts[k - 1]?.dir ?? '', 'state', 'results'), { recursive: true }).map(String);
+
+  it('wait at the parent alone: what fed the clones goes when the last of a host has exited, so that no join waits for it', async () => {
+    const master = await seed();
+    const { ticket } = await fork(master, 'exit:0:100', 'exit:0:100', 'exit:0:100');
+    await eventually(END_MS, 'no host to keep anything of the clones', async () => {
+      for (const k of [1, 2]) {
+        const { groups, sources } = await lab().get('/v1/state', HostState, k);
+        expect({ groups, sources }).toEqual({ groups: [], sources: k === 1 ? [ticket] : [] });
+      }
+    });
+    expect(await joined(master, ticket)).toEqual([1, 2, 3].map((k) => `${k} exited 0 100 right ic_exit`));
+    expect((await lab().get('/v1/state', HostState, 1)).sources).toEqual([]);
+  });
 
   it('tell of every clone how it ended and what it returned, and nothing of them is left', async () => {
     const master = await seed();

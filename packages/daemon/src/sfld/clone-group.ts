@@ -48,6 +48,8 @@ export interface CloneGroupPorts extends ForkPorts {
   readonly group: (ticket: string) => CloneGroup | undefined;
   /** Gets the last record of each clone. */
   readonly onGone: (record: CloneRecord) => void;
+  /** One of its clones has ended of itself, and sfmd knows. */
+  readonly onEnded: (ticket: string) => void;
 }
 
 export class CloneGroup implements AsyncDisposable {
@@ -138,9 +140,15 @@ export class CloneGroup implements AsyncDisposable {
     return this.#arrived;
   }
 
-  /** All of its clones have gone, of themselves or to other hosts. */
+  /** It has no clones any more, and gets no others: they have ended, which sfmd knows, or run on other hosts. */
   get isLeft(): boolean {
-    return this.#record.entry.left && this.clones.size === 0 && this.#record.entry.clones.length === 0;
+    const { left, state, clones } = this.#record.entry;
+    return (left || state === 'launched') && this.clones.size === 0 && clones.length === 0;
+  }
+
+  /** Other hosts may still be fed from here. */
+  get isRelay(): boolean {
+    return (this.#request.relay?.feeds.length ?? 0) > 0;
   }
 
   /** Null while it is prepared. */
@@ -540,6 +548,7 @@ export class CloneGroup implements AsyncDisposable {
     await this.#remove(clone);
     await this.#context.reports.ended(clone.ref, ended);
     this.#record.forget(clone.ref.vmid);
+    this.#ports.onEnded(this.ticket);
   }
 
   /** For what nobody waits for: what stays behind goes with the cluster, or with the next start of sfld. */

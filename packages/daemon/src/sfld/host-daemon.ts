@@ -77,6 +77,8 @@ export class HostDaemon implements AsyncDisposable {
   readonly #migrations: Migrations;
   readonly #forks: ForkRecord[] = [];
   readonly #gone: CloneRecord[] = [];
+  /** Groups without clones that are being given up, by ticket. */
+  readonly #emptied = new Map<string, Promise<void>>();
   /** Tickets whose end is under way. */
   readonly #destroying = new Map<string, Promise<void>>();
   #stopping = false;
@@ -215,14 +217,19 @@ export class HostDaemon implements AsyncDisposable {
     await source.ready();
   }
 
-  /** A group all of whose clones have gone is kept only for what is read through its memtap. */
+  /**
+   * A group all of whose clones have gone is kept only for what is read through its memtap. It goes before its ticket does, so that whoever
+   * joins the ticket need not wait for it.
+   */
   async #disposeIfLeft(ticket: string): Promise<void> {
     const group = this.#groups.get(ticket);
     const isRead = [...this.#sources.values()].some(({ upstream }) => upstream === ticket);
-    if (!group?.isLeft || isRead || this.#destroying.has(ticket)) return;
+    if (!group?.isLeft || group.isRelay || isRead || this.#destroying.has(ticket)) return;
     if (group.moved) return this.destroyTicket(ticket);
     this.#groups.delete(ticket);
-    await group[Symbol.asyncDispose]();
+    const end = group[Symbol.asyncDispose]().finally(() => this.#emptied.delete(ticket));
+    this.#emptied.set(ticket, end);
+    await end;
   }
 
   /** Takes over what the sfld before this one owned; answers what is not to be swept. */
@@ -255,6 +262,11 @@ export class HostDaemon implements AsyncDisposable {
       ),
     group: (ticket) => (this.#destroying.has(ticket) ? undefined : this.#groups.get(ticket)),
     onGone: (record) => this.#onCloneGone(record),
+    onEnded: (ticket) => {
+      this.#disposeIfLeft(ticket).catch((error: unknown) =>
+        this.context.log.error({ ticket, err: error }, 'what is left of its clones could not be cleaned up'),
+      );
+    },
     onFork: (record) => {
       keep(this.#forks, record, FORK_RECORDS_MAX);
       this.context.metrics.forked(record);
@@ -432,6 +444,7 @@ export class HostDaemon implements AsyncDisposable {
         for (const box of this.context.results.boxesOf({ clusterid: group.clusterid, vmid }))
           if (!this.vm({ clusterid: group.clusterid, vmid })) await this.context.results.remove(box.ticket);
     await group?.[Symbol.asyncDispose]();
+    await this.#emptied.get(ticket);
     if (source) {
       const [wakeUp, stats] = await Promise.all([source.wakeUpPages(), source.stats()]);
       const served = this.#served.get(ticket);
@@ -488,6 +501,7 @@ export class HostDaemon implements AsyncDisposable {
     );
     const all = new Set([...tickets.map((one) => one.ticket), ...this.context.results.ticketsOf(clusterid)]);
     await Promise.all([...all].map((ticket) => this.destroyTicket(ticket)));
+    await Promise.allSettled(this.#emptied.values());
     const master = this.#masters.get(clusterid);
     this.#masters.delete(clusterid);
     await master?.[Symbol.asyncDispose]();
@@ -552,6 +566,7 @@ export class HostDaemon implements AsyncDisposable {
     this.#stopping = true;
     this.#migrations[Symbol.dispose]();
     await this.#writer[Symbol.asyncDispose]();
+    await Promise.allSettled(this.#emptied.values());
     await Promise.all(
       [...this.#groups.values(), ...this.#sources.values(), ...this.#masters.values()].map((one) =>
         one.detach(),
