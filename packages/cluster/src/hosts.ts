@@ -22,6 +22,8 @@ import { findHost, sourceHostOf } from './lookup.ts';
 import {
   CLUSTERID_MAX,
   isEnded,
+  ranMs,
+  unixTime,
   VM_MISSING_AFTER_MS,
   vmsOf,
   type Cluster,
@@ -64,7 +66,7 @@ function believed(system: SystemData, { host, restarted }: { host: string; resta
   const effects: Effect[] = [];
   for (const { cluster, vm } of vmsAt(system, host)) {
     if (vm.vmid === 0 && vm.unreachable && vm.status === 'lost')
-      Object.assign(vm, { status: 'running', reason: null, endedAtMs: null });
+      Object.assign(vm, { status: 'running', reason: null, ranMs: null });
     vm.unreachable = false;
     if (restarted && !isEnded(vm))
       effects.push(
@@ -92,7 +94,7 @@ function reconciled(system: SystemData, { host, listed, fresh, nowMs }: Listing)
     const isListed = unknown.delete(`${clusterid}:${vm.vmid}`);
     const isMoving = movingOf(cluster, vm.vmid) !== undefined;
     if (vm.vmid === 0 && vm.unreachable && vm.status === 'lost')
-      Object.assign(vm, { status: 'running', reason: null, unreachable: false, endedAtMs: null });
+      Object.assign(vm, { status: 'running', reason: null, unreachable: false, ranMs: null });
     if (isEnded(vm)) {
       if (vm.status !== 'destroyed' && (isListed || (fresh && !vm.freed))) destroy(clusterid, vm.vmid);
       vm.unreachable = false;
@@ -163,7 +165,12 @@ export function tick(system: SystemData, nowMs: number): Effect[] {
     const reason = `host ${host.host} stopped answering ${Math.round(silentMs / 1000)} s before`;
     for (const { cluster, vm } of vmsAt(system, host.host)) {
       if (isEnded(vm)) continue;
-      Object.assign(vm, { status: 'lost', reason, unreachable: true, endedAtMs: nowMs });
+      Object.assign(vm, {
+        status: 'lost',
+        reason,
+        unreachable: true,
+        ranMs: ranMs(cluster, vm, unixTime(system)),
+      });
       effects.push(vmEndedEffect(cluster, vm));
       // A master VM may be back; a clone that was told lost stays lost.
       if (vm.vmid !== 0)

@@ -5,7 +5,7 @@ import { defaultAllocator, type HostRoom } from './allocator.ts';
 import { seedableCheckpoint } from './checkpoints.ts';
 import { openCleanup, type Effect } from './effects.ts';
 import { findCluster, findVm, masterVmOf, openCluster } from './lookup.ts';
-import { CLUSTERID_MAX, isEnded, vmRamBytes, vmsOf } from './state.ts';
+import { CLUSTERID_MAX, isEnded, ranMs, unixTime, vmRamBytes, vmsOf } from './state.ts';
 import type { CheckpointUse, Cleanup, Cluster, Left, SystemData, Vm } from './state.ts';
 import type { Chance } from './queue.ts';
 import { endMigrationOf, migrationCleaned } from './migration-end.ts';
@@ -55,7 +55,7 @@ function seedOn(
   const vm: Vm = {
     ...{ vmid: 0, host: slot.host, vcpus: shape.vcpus, memoryMib: shape.memoryMib, ticket: null },
     ...{ status: 'preparing', reason: null, unreachable: false, freed: false, missingSinceMs: null },
-    ...{ left: null, endedAtMs: null },
+    ...{ left: null, ranMs: null },
   };
   system.clusters[clusterid] = {
     clusterid,
@@ -205,7 +205,9 @@ export function endVm(
 ): Effect[] {
   const { clusterid, vmid, host, ticket } = { clusterid: cluster.clusterid, ...vm };
   if (vm.status !== 'destroyed')
-    Object.assign(vm, { left: null, endedAtMs: vm.endedAtMs ?? system.nowMs }, end, { unreachable: false });
+    Object.assign(vm, { left: null, ranMs: ranMs(cluster, vm, unixTime(system)) }, end, {
+      unreachable: false,
+    });
   const effects: Effect[] = [
     { type: 'vm-ended', clusterid, vmid, host, ticket, how: end.status, reason: end.reason },
   ];

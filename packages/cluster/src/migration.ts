@@ -123,7 +123,7 @@ export function migrated(system: SystemData, { clusterid, ticket: id }: TicketRe
   Object.assign(vm, { host: to, missingSinceMs: null });
   // The host that it has left fell silent meanwhile.
   if (isEnded(vm) && vm.unreachable)
-    Object.assign(vm, { status: 'running', reason: null, unreachable: false, endedAtMs: null });
+    Object.assign(vm, { status: 'running', reason: null, unreachable: false, ranMs: null });
   const effects: Effect[] = [{ type: 'vm-migrated', clusterid, vmid, from, to }];
   for (const ticket of ticketsOf(cluster, vm)) {
     if (ticket.status !== 'unused') continue;

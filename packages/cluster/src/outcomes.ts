@@ -12,11 +12,11 @@ import { findTicket, openCluster } from './lookup.ts';
 import {
   clonesOf,
   isEnded,
+  ranMs,
+  unixTime,
   type Cluster,
   type SystemData,
-  type Ticket,
   type TicketRef,
-  type Vm,
 } from './state.ts';
 
 export type WaitState =
@@ -49,22 +49,17 @@ export function waitState(
   const deadlineLeftMs = deadlineMs === null ? null : deadlineMs - (nowMs - sinceMs);
   if (deadlineLeftMs !== null && deadlineLeftMs <= 0)
     return enough(`it has waited for ${Math.round((nowMs - sinceMs) / 100) / 10} s`);
-  const ranMs = clones.reduce((sum, vm) => sum + ranFor(vm, ticket, nowMs), 0);
+  const now = unixTime({ ...system, nowMs });
+  const together = clones.reduce((sum, vm) => sum + ranMs(cluster, vm, now), 0);
   // Every running clone uses it up.
-  const budgetLeftMs = budgetMs === null ? null : (budgetMs - ranMs) / running.length;
+  const budgetLeftMs = budgetMs === null ? null : (budgetMs - together) / running.length;
   if (budgetLeftMs !== null && budgetLeftMs <= 0)
-    return enough(`its clones have run for ${Math.round(ranMs / 100) / 10} s together`);
+    return enough(`its clones have run for ${Math.round(together / 100) / 10} s together`);
   const times = [deadlineLeftMs, budgetLeftMs].filter((each) => each !== null);
   return { kind: 'running', lookAgainMs: times.length === 0 ? null : Math.ceil(Math.min(...times)) };
 }
 
 const enough = (reason: string): WaitState => ({ kind: 'enough', reason });
-
-/** Since the fork, or since sfmd was started. */
-function ranFor(vm: Vm, ticket: Ticket, nowMs: number): number {
-  const untilMs = isEnded(vm) ? (vm.endedAtMs ?? ticket.sinceMs) : nowMs;
-  return Math.max(0, untilMs - ticket.sinceMs);
-}
 
 /** Ends the clones of a ticket that still run; the ticket stays. */
 export function endClones(

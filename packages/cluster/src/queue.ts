@@ -199,13 +199,14 @@ function grant(
     cluster.vms[vmid] = {
       ...{ vmid, host, vcpus, memoryMib: shape.memoryMib, ticket: id },
       ...{ status: 'preparing', reason: null, unreachable: false, freed: false, missingSinceMs: null },
-      ...{ left: null, endedAtMs: null },
+      ...{ left: null, ranMs: null },
     };
     byHost.set(host, [...(byHost.get(host) ?? []), { vmid, vcpus }]);
   }
   const preparing = [...byHost.keys()];
   const ticket: Ticket = {
     ...{ ticket: id, owner: owner.vmid, requestId, allowed, delivered: false, sinceMs: nowMs },
+    forkedUnixMs: null,
     ...{ redemption: null, launched: false, vmids, preparing, sourcePreparing: true },
     ...{ sourceError: null, status: 'unused' },
   };

@@ -13,6 +13,7 @@
 //   merge, join, dispose, shutdown: hosts to clean   finished: the open cleanups are in the state
 //   a VM was being migrated                          asked for again: begun anew, or what it has come to is told
 //   a checkpoint was being written                   forgotten; there all the same when its host finishes it
+//   clones had run for some time                     it counts, for the budget of a join, and what they ran meanwhile, too
 //   a host was up                                    up until it has been silent for as long as always
 //   a host is no longer in the configuration         its VMs are lost, what they held is free, its cleanups are dropped
 
@@ -27,6 +28,7 @@ import {
   LAUNCH_REPORT_AFTER_MS,
   newHost,
   UNCLAIMED_AFTER_MS,
+  unixTime,
   vmsOf,
   clonesOf,
   type Cluster,
@@ -43,19 +45,29 @@ export interface Restart {
   readonly clusterid: number;
   readonly limits?: Limits;
   readonly nowMs: number;
+  /** The same moment as the clock of the machine has it. */
+  readonly unixMs: number;
 }
 
 /** The first command of every sfmd. Yields what is to be done once more. */
-export function restarted(system: SystemData, { hosts, clusterid, limits, nowMs }: Restart): Effect[] {
+export function restarted(
+  system: SystemData,
+  { hosts, clusterid, limits, nowMs, unixMs }: Restart,
+): Effect[] {
   const effects: Effect[] = [];
   system.nowMs = nowMs;
+  system.unixOffsetMs = unixMs - nowMs;
   system.starts += 1;
   if (limits) system.limits = limits;
   system.nextClusterid = Math.max(system.nextClusterid, clusterid);
   for (const waiting of system.queue) waiting.unclaimedSinceMs = nowMs;
   for (const cluster of Object.values(system.clusters)) {
-    for (const vm of vmsOf(cluster)) Object.assign(vm, { missingSinceMs: null, endedAtMs: null });
-    for (const ticket of Object.values(cluster.tickets)) ticket.sinceMs = nowMs;
+    for (const vm of vmsOf(cluster)) vm.missingSinceMs = null;
+    for (const ticket of Object.values(cluster.tickets)) {
+      ticket.sinceMs = nowMs;
+      // of an sfmd that did not keep it
+      if (ticket.status === 'outstanding') ticket.forkedUnixMs ??= unixTime(system);
+    }
   }
   effects.push(...forgetUnwritten(system), ...configured(system, hosts));
   for (const host of Object.values(system.hosts)) host.reportedAtMs = host.up ? nowMs : null;

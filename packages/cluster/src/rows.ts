@@ -23,7 +23,7 @@ import type {
 export type ClusterRow = Omit<Cluster, 'vms' | 'tickets' | 'frozen' | 'migrations' | 'past'>;
 
 export interface Entities {
-  readonly system: Pick<SystemData, 'nextClusterid' | 'starts' | 'limits' | 'nowMs'>;
+  readonly system: Pick<SystemData, 'nextClusterid' | 'starts' | 'limits' | 'nowMs' | 'unixOffsetMs'>;
   readonly host: Host;
   readonly cluster: ClusterRow;
   readonly past: { readonly clusterid: number; readonly tickets: readonly PastTicket[] };
@@ -43,7 +43,7 @@ export const ENTITY_KINDS = [
 
 /** Fields that end with this sfmd: its clock begins anew with the next, and what is configured is read again. */
 const MEMORY_ONLY: ReadonlySet<string> = new Set([
-  ...['nowMs', 'reportedAtMs', 'missingSinceMs', 'sinceMs', 'endedAtMs', 'unclaimedSinceMs', 'limits'],
+  ...['nowMs', 'unixOffsetMs', 'reportedAtMs', 'missingSinceMs', 'sinceMs', 'unclaimedSinceMs', 'limits'],
 ]);
 
 type Fields = Readonly<Record<string, unknown>>;
@@ -122,7 +122,8 @@ export function systemOf(rows: Iterable<{ readonly kind: EntityKind; readonly fi
     ...{ ticket: [], frozen: [], migration: [], waiting: [], cleanup: [], checkpoint: [] },
   };
   for (const { kind, fields } of rows) (of[kind] as unknown[]).push(fields);
-  const { nextClusterid = 0, starts = 0, limits = DEFAULT_LIMITS, nowMs = 0 } = of.system[0] ?? {};
+  const { nextClusterid = 0, starts = 0, limits = DEFAULT_LIMITS } = of.system[0] ?? {};
+  const { nowMs = 0, unixOffsetMs = 0 } = of.system[0] ?? {};
   const hosts = Object.fromEntries(
     of.host.map((host) => [host.host, { ...host, reportedAtMs: host.reportedAtMs ?? null }]),
   );
@@ -139,7 +140,6 @@ export function systemOf(rows: Iterable<{ readonly kind: EntityKind; readonly fi
     owner(clusterid).vms[vm.vmid] = {
       ...vm,
       missingSinceMs: vm.missingSinceMs ?? null,
-      endedAtMs: vm.endedAtMs ?? null,
     };
   for (const { clusterid, ...ticket } of of.ticket)
     owner(clusterid).tickets[ticket.ticket] = { ...ticket, sinceMs: ticket.sinceMs ?? nowMs };
@@ -150,12 +150,13 @@ export function systemOf(rows: Iterable<{ readonly kind: EntityKind; readonly fi
     .map((each) => ({ ...each, unclaimedSinceMs: each.unclaimedSinceMs ?? null }))
     .sort((a, b) => a.order - b.order);
   const checkpoints = Object.fromEntries(of.checkpoint.map((each) => [each.name, each]));
-  return { hosts, clusters, checkpoints, queue, cleanups: of.cleanup, nextClusterid, starts, limits, nowMs };
+  const counts = { nextClusterid, starts, limits, nowMs, unixOffsetMs };
+  return { hosts, clusters, checkpoints, queue, cleanups: of.cleanup, ...counts };
 }
 
 function* entitiesOf(system: SystemData): Generator<[EntityKind, string, Fields]> {
-  const { nextClusterid, starts, limits, nowMs } = system;
-  yield ['system', '', { nextClusterid, starts, limits, nowMs }];
+  const { nextClusterid, starts, limits, nowMs, unixOffsetMs } = system;
+  yield ['system', '', { nextClusterid, starts, limits, nowMs, unixOffsetMs }];
   for (const host of Object.values(system.hosts)) yield ['host', host.host, fieldsOf(host)];
   for (const { vms, tickets, frozen, migrations, past, ...cluster } of Object.values(system.clusters)) {
     const { clusterid } = cluster;

@@ -63,8 +63,8 @@ export interface Vm {
   reason: string | null;
   /** Null until it has exited or was ended, and for one that was lost. */
   left: Left | null;
-  /** Null: it runs, or ended before this sfmd was started. */
-  endedAtMs: number | null;
+  /** From its fork to its end; null: it runs, or never did. */
+  ranMs: number | null;
   /** Lost only because its host stopped reporting; a master VM is back when its host is. */
   unreachable: boolean;
   /** Its host has confirmed that it is gone: it holds nothing any more, and stays for its ticket's sake. */
@@ -88,6 +88,8 @@ export interface Ticket {
   launched: boolean;
   /** Since its grant, or redemption, or the start of this sfmd. */
   sinceMs: number;
+  /** When it was redeemed, Unix time as unixTime() has it; null: not yet. */
+  forkedUnixMs: number | null;
   readonly vmids: readonly number[];
   /** Hosts whose answer to the preparation is not in; of the source: the owner's host. */
   preparing: readonly string[];
@@ -206,6 +208,8 @@ export interface SystemData {
   starts: number;
   /** Of the last report or tick. */
   nowMs: number;
+  /** Unix time at `nowMs` 0. */
+  unixOffsetMs: number;
 }
 
 export interface HostCapacity {
@@ -231,6 +235,7 @@ export function createSystem(options: {
     limits: options.limits ?? DEFAULT_LIMITS,
     starts: 0,
     nowMs: 0,
+    unixOffsetMs: 0,
   };
 }
 
@@ -263,6 +268,20 @@ export function vmRamBytes(vm: { memoryMib: number }): number {
 
 export function isEnded(vm: Vm): boolean {
   return vm.status === 'exited' || vm.status === 'lost' || vm.status === 'destroyed';
+}
+
+/**
+ * For what has to be known across restarts of sfmd. Between them it goes on evenly, whatever is done to the machine's clock; what it is set by
+ * while sfmd does not run, or is away from true while it starts, counts as time.
+ */
+export function unixTime({ nowMs, unixOffsetMs }: Pick<SystemData, 'nowMs' | 'unixOffsetMs'>): number {
+  return Math.round(nowMs + unixOffsetMs);
+}
+
+/** How long a clone has run: from its fork on, until now or its end. */
+export function ranMs(cluster: Cluster, vm: Vm, nowUnixMs: number): number {
+  const forkedUnixMs = cluster.tickets[vm.ticket ?? '']?.forkedUnixMs ?? null;
+  return vm.ranMs ?? (forkedUnixMs === null ? 0 : Math.max(0, nowUnixMs - forkedUnixMs));
 }
 
 export function vmsOf(cluster: Cluster): Vm[] {

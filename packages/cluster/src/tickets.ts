@@ -4,7 +4,7 @@ import { SnowflockError, type ErrorCode, type LaunchReport } from '@snowflock/pr
 import { openCleanup, vmEndedEffect, type Effect } from './effects.ts';
 import { findAsker, findTicket, findVm, openCluster, pastOf, sourceHostOf } from './lookup.ts';
 import { endMigrationOf } from './migration-end.ts';
-import { clonesOf, isEnded, PAST_TICKETS_MAX, ticketsOf } from './state.ts';
+import { clonesOf, isEnded, PAST_TICKETS_MAX, ticketsOf, unixTime } from './state.ts';
 import type { Cluster, PastTicket, SystemData, Ticket, TicketAsk, TicketRef, Vm, Waiting } from './state.ts';
 
 /** A host has answered its preparation, of the clones or of the source. Late answers change nothing. */
@@ -67,7 +67,8 @@ export function redeem(
       'fork-failed',
       `no clone of ticket ${id} can be started: ${clones[0]?.reason ?? 'unknown'}`,
     );
-  Object.assign(ticket, { status: 'outstanding', delivered: true, redemption, sinceMs: system.nowMs });
+  Object.assign(ticket, { status: 'outstanding', delivered: true, redemption });
+  Object.assign(ticket, { sinceMs: system.nowMs, forkedUnixMs: unixTime(system) });
   return [{ type: 'fork-begun', clusterid, ticket: id }];
 }
 

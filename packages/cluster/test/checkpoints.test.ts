@@ -87,7 +87,7 @@ describe('the registry of checkpoints', () => {
       cpus,
       ramBytes,
     }));
-    world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 0 });
+    world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 0, unixMs: 0 });
     expect(checkpointList(world.system)).toEqual([]);
     const late = { ok: true, held: heldOf(OTHER_ID) } as const;
     world.do({ type: 'checkpoint-written', name: NAME, host: holder, written: late });

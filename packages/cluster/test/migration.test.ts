@@ -184,9 +184,11 @@ describe('migration', () => {
       cpus,
       ramBytes,
     }));
-    const again = world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 0 });
+    const again = world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 0, unixMs: 0 });
     expect(again).toContainEqual(effect);
     world.do({ type: 'migrated', clusterid, ticket });
-    expect(world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 0 })).not.toContainEqual(effect);
+    expect(world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 0, unixMs: 0 })).not.toContainEqual(
+      effect,
+    );
   });
 });

@@ -82,7 +82,7 @@ describe('outcomes', () => {
       cpus,
       ramBytes,
     }));
-    world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 0 });
+    world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 0, unixMs: 0 });
     expect(outcomes(world.system, { clusterid, ticket })).toEqual([
       { vmid: 1, how: 'exited', status: 1, reason: 'ic_exit', resultBytes: 9 },
     ]);
@@ -132,6 +132,26 @@ describe('a wait has enough', () => {
       reason: 'its clones have run for 8 s together',
     });
     expect(state({ budgetMs: 8000, deadlineMs: 10 }, 2000).kind).toBe('enough');
+  });
+
+  it('when they have run for so long together, whoever was sfmd meanwhile', () => {
+    const { world, clusterid, state } = forked(4);
+    const hosts = Object.values(world.system.hosts);
+    world.do({ type: 'tick', nowMs: 1000 });
+    world.do({ type: 'vm-ended', clusterid, vmid: 1, ended: exited() });
+    // Its clock began when the last one's had come to 1500.
+    world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 20, unixMs: 1520 });
+    // 1000 + 3 × 2000
+    expect(state({ budgetMs: 7300 }, 500)).toEqual({ kind: 'running', lookAgainMs: 100 });
+    expect(state({ budgetMs: 7300 }, 600).kind).toBe('enough');
+    world.do({ type: 'tick', nowMs: 1020 });
+    for (const vmid of [2, 3]) world.do({ type: 'vm-ended', clusterid, vmid, ended: exited() });
+    world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 0, unixMs: 3000 });
+    // 1000 + 2 × 2520 + 3000
+    expect(state({ budgetMs: 10_000 }, 0)).toEqual({ kind: 'running', lookAgainMs: 960 });
+    // a clock that was set back
+    world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: 0, unixMs: -5000 });
+    expect(state({ budgetMs: 10_000 }, 0)).toEqual({ kind: 'running', lookAgainMs: 3960 });
   });
 
   it('when they have returned so much', () => {

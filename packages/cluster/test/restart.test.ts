@@ -12,7 +12,7 @@ import { codeOf, World } from './world.ts';
 const capacities = (world: World): HostCapacity[] =>
   Object.values(world.system.hosts).map(({ host, cpus, ramBytes }) => ({ host, cpus, ramBytes }));
 const restart = (world: World, hosts = capacities(world)): Effect[] =>
-  world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: (world.nowMs = 0) });
+  world.do({ type: 'restarted', hosts, clusterid: 0, nowMs: (world.nowMs = 0), unixMs: 0 });
 const types = (effects: readonly Effect[]): string[] => effects.map((effect) => effect.type);
 
 describe('what was half done when sfmd ended', () => {

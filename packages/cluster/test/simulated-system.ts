@@ -119,7 +119,7 @@ export class SimulatedSystem {
           );
     this.#rows.take(this.system);
     this.nowMs = 0;
-    this.do({ type: 'restarted', hosts: [...this.hosts.values()], clusterid: 0, nowMs: 0 });
+    this.do({ type: 'restarted', hosts: [...this.hosts.values()], clusterid: 0, nowMs: 0, unixMs: 0 });
     // What a guest was told is still true.
     for (const guest of this.guests.values()) {
       const cluster = this.system.clusters[guest.clusterid];

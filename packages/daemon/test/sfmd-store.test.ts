@@ -28,7 +28,7 @@ const report = (host: string): Command => ({
   report: { address: '10.0.0.1', sfldPort: 1, accel: 'tcg', instance: 'i1' },
 });
 const SEED: Command = { type: 'seed', shape: { diskImage: 'micro', vcpus: 1, memoryMib: 256 } };
-const restart: Command = { type: 'restarted', hosts, clusterid: 0, nowMs: 0 };
+const restart: Command = { type: 'restarted', hosts, clusterid: 0, nowMs: 0, unixMs: 0 };
 function run(store: Store, system: SystemData, ...commands: Command[]): void {
   for (const command of commands) {
     apply(system, command, chance);
@@ -69,6 +69,26 @@ describe('the store', () => {
     }
     expect(statSync(path).mode & 0o777).toBe(0o600);
     expect(statSync(join(dir, 'state')).mode & 0o077).toBe(0);
+  });
+
+  it('keeps how long the clones of a fork have run', () => {
+    {
+      using store = Store.open(path);
+      const system = store.committed();
+      run(store, system, { ...restart, unixMs: 5000 }, report('h0'), report('h1'), SEED);
+      run(store, system, { type: 'master-started', clusterid: 0, diskBytes: 512 });
+      const request = { nclones: 2, procs: false, min: 0, block: false };
+      run(store, system, { type: 'request-ticket', clusterid: 0, requestId: 'r', request });
+      const [ticket = ''] = Object.keys(system.clusters[0]?.tickets ?? {});
+      system.nowMs = 100;
+      run(store, system, { type: 'redeem', clusterid: 0, ticket });
+      const ended = { how: 'powered-off', reason: 'off' } as const;
+      run(store, system, { type: 'tick', nowMs: 250 }, { type: 'vm-ended', clusterid: 0, vmid: 1, ended });
+    }
+    using store = Store.open(path);
+    const { vms, tickets } = store.committed().clusters[0] ?? {};
+    expect(Object.values(tickets ?? {})).toMatchObject([{ forkedUnixMs: 5100 }]);
+    expect(vms).toMatchObject({ 1: { ranMs: 150 }, 2: { ranMs: null } });
   });
 
   it('flushes every commit to the disk', () => {

@@ -93,6 +93,7 @@ authority_dir = '${ca.dir}/none'`,
     log,
     random: seededRandom(1),
     nowMs: () => nowMs,
+    unixMs: () => nowMs,
   });
   const metrics = new SfmdMetrics(() => daemon.system);
   const certificates = await Certificates.open({ config, tls: tlsOf('master'), log });

@@ -56,7 +56,8 @@ const directory = mkdtempSync(join(tmpdir(), 'snowflock-fuzz-'));
 const store = Store.open(join(directory, 'state.db'));
 const log = silentLog();
 const daemon = new MasterDaemon({
-  ...{ store, hosts, log, clusterid: 0, random: seededRandom(1), nowMs: () => performance.now() },
+  ...{ store, hosts, log, clusterid: 0, random: seededRandom(1) },
+  ...{ nowMs: () => performance.now(), unixMs: () => Date.now() },
   capacities: [
     { host: 'a', cpus: 8, ramBytes: 2 ** 33 },
     { host: 'b', cpus: 8, ramBytes: 2 ** 33 },

@@ -102,6 +102,8 @@ export interface MasterDaemonOptions {
   readonly random: () => number;
   /** Monotonic. */
   readonly nowMs: () => number;
+  /** What the clock of the machine says. */
+  readonly unixMs: () => number;
 }
 
 export class MasterDaemon implements Disposable {
@@ -179,6 +181,7 @@ export class MasterDaemon implements Disposable {
       clusterid,
       ...(limits ? { limits } : {}),
       nowMs: options.nowMs(),
+      unixMs: options.unixMs(),
     });
     for (const cluster of Object.values(this.#system.clusters)) this.#expectPowerOff(cluster.clusterid);
     this.#ticker = setInterval(() => this.#attempt({ type: 'tick', nowMs: options.nowMs() }), TICK_MS);

@@ -50,6 +50,7 @@ export async function runSfmd(config: SfmdConfig, { log, onReady, signal }: RunO
       log,
       random: Math.random,
       nowMs: () => performance.now(),
+      unixMs: () => Date.now(),
     }),
   );
   const metrics = new SfmdMetrics(() => daemon.system);

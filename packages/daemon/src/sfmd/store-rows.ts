@@ -46,6 +46,7 @@ export const STORED_ROWS: Record<EntityKind, z.ZodType<Record<string, unknown>>>
       .strictObject({ how: z.enum(['exited', 'ended']), status: z.int().nullable(), resultBytes: id })
       .nullable()
       .default(null),
+    ranMs: z.number().min(0).nullable().default(null),
     unreachable: z.boolean(),
     freed: z.boolean(),
   }),
@@ -58,6 +59,7 @@ export const STORED_ROWS: Record<EntityKind, z.ZodType<Record<string, unknown>>>
     delivered: z.boolean(),
     redemption: text.nullable(),
     launched: z.boolean(),
+    forkedUnixMs: z.int().nullable().default(null),
     vmids: z.array(id),
     preparing: z.array(text),
     sourcePreparing: z.boolean(),
