@@ -185,7 +185,8 @@ class Session {
         }
       });
       this.#connection.on('error', fail);
-      const lost = 'the connection ended before the command did: the VM or its sfld is gone; see sfstate';
+      const lost =
+        'the connection ended before the command did: the VM or its sfld is gone, or the VM runs on another host now, and the command with it; see sfstate';
       this.#connection.on('close', () => {
         // A status that came last still waits for its output to be written: that wins.
         writes.then(() => setImmediate(() => reject(new SnowflockError('vm-failed', lost))), reject);
