@@ -23,7 +23,7 @@ import type { FrozenForCheckpoint, VmForks } from './vm-forks.ts';
 
 export class CheckpointWriter {
   readonly #context: HostContext;
-  readonly #underWay = new Map<string, { readonly name: string; readonly resources: AsyncDisposableStack }>();
+  readonly #underWay = new Map<string, UnderWay>();
 
   constructor(context: HostContext) {
     this.#context = context;
@@ -31,7 +31,7 @@ export class CheckpointWriter {
 
   /** Resolves when the VM runs again. */
   async write(request: WriteCheckpoint, vm: VmForks): Promise<CheckpointFrozen> {
-    const { id, name } = request;
+    const { id } = request;
     const { checkpoints } = this.#context;
     await using undo = new AsyncDisposableStack();
     const place = await checkpoints.begin(request);
@@ -48,9 +48,14 @@ export class CheckpointWriter {
       ...(frozen.disk ? { disk: { format: 'qcow2', path: frozen.disk.path, sizeBytes: diskBytes } } : {}),
     });
     const resources = undo.move();
-    this.#underWay.set(id, { name, resources });
+    this.#underWay.set(id, { upstream: upstream?.ticket ?? null, resources });
     void this.#finish(request, { vm, memserver, place, frozen });
     return { pauseMs: frozen.timings.pauseMs };
+  }
+
+  /** Whether one is being written of a clone of this ticket. */
+  reads(ticket: string): boolean {
+    return [...this.#underWay.values()].some(({ upstream }) => upstream === ticket);
   }
 
   /** Gives up what is under way. */
@@ -125,6 +130,12 @@ export class CheckpointWriter {
       frozen.deviceState,
     );
   }
+}
+
+interface UnderWay {
+  /** The ticket that its VM was cloned with: it is read through that one's memtap. Null: it was not cloned. */
+  readonly upstream: string | null;
+  readonly resources: AsyncDisposableStack;
 }
 
 interface WriterParts {

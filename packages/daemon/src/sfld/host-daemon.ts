@@ -223,7 +223,8 @@ export class HostDaemon implements AsyncDisposable {
    */
   async #disposeIfLeft(ticket: string): Promise<void> {
     const group = this.#groups.get(ticket);
-    const isRead = [...this.#sources.values()].some(({ upstream }) => upstream === ticket);
+    const isRead =
+      this.#writer.reads(ticket) || [...this.#sources.values()].some(({ upstream }) => upstream === ticket);
     if (!group?.isLeft || group.isRelay || isRead || this.#destroying.has(ticket)) return;
     if (group.moved) return this.destroyTicket(ticket);
     this.#groups.delete(ticket);
