@@ -9,7 +9,7 @@ import { runCommand } from '@snowflock/network';
 import { SystemState } from '@snowflock/protocol';
 import { requireVm } from './require-vm.ts';
 import { eventually } from './support/deadline.ts';
-import { SystemdMachine } from './support/systemd-machine.ts';
+import { CHECKOUT, SystemdMachine } from './support/systemd-machine.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 const BIN = join(ROOT, 'bin');
@@ -79,8 +79,8 @@ describe.skipIf(!requireVm(['root', 'fuse', 'tun', 'qemu', 'ip', 'nft', 'systemd
     beforeAll(async () => {
       await buildImage('micro');
       machine = await SystemdMachine.boot('host1');
-      await machine.succeed('sh', '-c', `ln -s ${BIN}/* /usr/local/bin/`);
-      await machine.succeed('sh', '-c', `cp ${ROOT}/packaging/systemd/*.service /etc/systemd/system/`);
+      await machine.succeed('sh', '-c', `ln -s ${CHECKOUT}/bin/* /usr/local/bin/`);
+      await machine.succeed('sh', '-c', `cp ${CHECKOUT}/packaging/systemd/*.service /etc/systemd/system/`);
       await machine.succeed('mkdir', '/etc/snowflock');
       await write('/etc/snowflock/sfld.cfg', "hostname = 'host1'\nmaster_host = 'host1'\n");
       const cpusAndRam = "'cpus': 8, 'RAM': 2 * (1 << 30)";

@@ -11,6 +11,8 @@ import { runCommand, type CommandResult } from '@snowflock/network';
 import { eventually, within } from './deadline.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
+/** Where SnowFlock is on it. */
+export const CHECKOUT = '/opt/snowflock';
 const BOOT_MS = 30_000;
 const POWEROFF_MS = 30_000;
 const LOG_MAX_CHARACTERS = 100_000;
@@ -66,7 +68,7 @@ export class SystemdMachine implements AsyncDisposable {
 
   private constructor(name: string) {
     this.#directory = mkdtempSync(join(tmpdir(), 'sf-systemd-'));
-    const binds = [`--bind-ro=${ROOT}`, `--bind=${storeDirectory()}:/var/cache/snowflock/images`];
+    const binds = [`--bind-ro=${ROOT}:${CHECKOUT}`, `--bind=${storeDirectory()}:/var/cache/snowflock/images`];
     // it has process ids of its own as well: so all of them end with the first
     const unshare = ['unshare', '--mount', '--propagation', 'private', '--pid', '--fork', '--kill-child'];
     const shell = ['sh', '-c', BOOT_SCRIPT, 'sh', this.#directory, name, ...binds];
