@@ -162,6 +162,7 @@ describe('sfld', () => {
         ['t2', async () => ((asked += 1), never)],
       ],
       memservers: () => [['t1', async () => MEMSERVER]],
+      relays: () => [['t1', async () => ({ ...MEMSERVER, sentBytes: 700 })]],
       vms: () => ({ master: 1, clone: 2 }),
     });
     const began = performance.now();
@@ -169,6 +170,7 @@ describe('sfld', () => {
     expect(performance.now() - began).toBeLessThan(5000);
     expect(valueOf(text, 'snowflock_fetched_bytes_total', { path: 'demand' })).toBe(4096);
     expect(valueOf(text, 'snowflock_served_bytes_total')).toBe(5000);
+    expect(valueOf(text, 'snowflock_relayed_bytes_total')).toBe(700);
     expect(valueOf(text, 'snowflock_host_vms', { kind: 'clone' })).toBe(2);
     await metrics.text();
     expect(asked).toBe(1);

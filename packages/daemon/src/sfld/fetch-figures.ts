@@ -102,6 +102,12 @@ export const FETCH_COUNTERS = [
     help: 'Bytes that memservers of this host sent',
   },
   {
+    figure: 'relayedBytes',
+    name: 'snowflock_relayed_bytes_total',
+    labels: {},
+    help: 'Bytes that relays of this host passed on',
+  },
+  {
     figure: 'servedErrors',
     name: 'snowflock_served_errors_total',
     labels: {},
@@ -167,4 +173,9 @@ export function memserverFigures(stats: MemserverStats): Figures {
     unproven: stats.failedHandshakes,
     dropped: stats.droppedClients,
   };
+}
+
+/** A relay is a memserver, but what it sends has not left a parent's host. */
+export function relayFigures(stats: MemserverStats): Figures {
+  return { ...memserverFigures(stats), servedBytes: 0, relayedBytes: stats.sentBytes };
 }

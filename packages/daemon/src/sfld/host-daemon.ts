@@ -99,12 +99,12 @@ export class HostDaemon implements AsyncDisposable {
     });
     context.metrics.watch({
       memtaps: () => [...this.#groups.values()].map((group) => [group.ticket, () => group.stats()] as const),
-      memservers: () => [
-        ...[...this.#sources.values()].map((source) => [source.ticket, () => source.stats()] as const),
-        ...[...this.#groups.values()]
-          .filter(({ ticket, request }) => request.relay !== undefined && !this.#sources.has(ticket))
+      memservers: () =>
+        [...this.#sources.values()].map((source) => [source.ticket, () => source.stats()] as const),
+      relays: () =>
+        [...this.#groups.values()]
+          .filter(({ isRelay }) => isRelay)
           .map((group) => [group.ticket, () => group.relayStats()] as const),
-      ],
       vms: () => ({
         master: this.#masters.size,
         clone: [...this.#groups.values()].reduce((sum, { clones }) => sum + clones.size, 0),

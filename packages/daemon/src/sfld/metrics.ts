@@ -9,7 +9,7 @@ import type { CloneRecord, ForkRecord, LaunchReply } from '@snowflock/protocol';
 import type { MemserverStats, MemtapStats } from '@snowflock/replication';
 import { DaemonMetrics } from '../metrics.ts';
 import { FetchTotals } from './fetch-totals.ts';
-import { FETCH_COUNTERS, memserverFigures, memtapFigures } from './fetch-figures.ts';
+import { FETCH_COUNTERS, memserverFigures, memtapFigures, relayFigures } from './fetch-figures.ts';
 
 /** A memtap answers in a ms; one that is starved of CPU by its clones is left out of this scrape. */
 const SAMPLE_DEADLINE_MS = 1000;
@@ -17,12 +17,16 @@ const SAMPLE_DEADLINE_MS = 1000;
 const PAUSE_BUCKETS_SECONDS = [0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1];
 const FORK_BUCKETS_SECONDS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10, 30];
 
+/** Of the processes that are asked. */
+const KINDS = ['memtap', 'memserver', 'relay'] as const;
+
 type Sample<Stats> = readonly [ticket: string, stats: () => Promise<Stats | null>];
 
 /** What of a host is asked when somebody scrapes. */
 export interface HostView {
   readonly memtaps: () => Sample<MemtapStats>[];
   readonly memservers: () => Sample<MemserverStats>[];
+  readonly relays: () => Sample<MemserverStats>[];
   readonly vms: () => { readonly master: number; readonly clone: number };
 }
 
@@ -124,19 +128,24 @@ export class SfldMetrics extends DaemonMetrics {
     this.#totals.update(`memserver ${ticket}`, memserverFigures(stats));
   }
 
-  /** Both processes of a ticket are gone. */
+  relaySaid(ticket: string, stats: MemserverStats): void {
+    this.#totals.update(`relay ${ticket}`, relayFigures(stats));
+  }
+
+  /** All processes of a ticket are gone. */
   ticketGone(ticket: string): void {
     this.#memtaps.delete(ticket);
     this.#memservers.delete(ticket);
-    for (const id of [`memtap ${ticket}`, `memserver ${ticket}`]) this.#totals.retire(id);
+    for (const kind of KINDS) this.#totals.retire(`${kind} ${ticket}`);
   }
 
   protected override async refresh(): Promise<void> {
     if (!this.#view) return;
-    const { memtaps, memservers } = this.#view;
+    const { memtaps, memservers, relays } = this.#view;
     const samples = [
       ...this.#ask('memtap', memtaps, (ticket, stats) => this.memtapSaid(ticket, stats)),
       ...this.#ask('memserver', memservers, (ticket, stats) => this.memserverSaid(ticket, stats)),
+      ...this.#ask('relay', relays, (ticket, stats) => this.relaySaid(ticket, stats)),
     ];
     const late = Promise.withResolvers<void>();
     const timer = setTimeout(late.resolve, SAMPLE_DEADLINE_MS);
@@ -145,7 +154,7 @@ export class SfldMetrics extends DaemonMetrics {
   }
 
   #ask<S>(
-    kind: 'memtap' | 'memserver',
+    kind: (typeof KINDS)[number],
     live: () => Sample<S>[],
     said: (ticket: string, stats: S) => void,
   ): Promise<void>[] {
