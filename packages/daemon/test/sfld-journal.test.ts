@@ -18,6 +18,7 @@ const master: MasterEntry = {
 const source: SourceEntry = {
   kind: 'source',
   targets: ['h2'],
+  pagesDirectory: null,
   ticket: TICKET,
   clusterid: 3,
   owner: 0,

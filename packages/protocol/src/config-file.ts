@@ -155,6 +155,8 @@ export interface SfmdConfig extends CommonConfig {
   };
   /** 'multicast': to all hosts of a fork at once, where that is heard; 'auto' is another word for it. */
   readonly networkMode: 'multicast' | 'unicast' | 'relay' | 'auto';
+  /** Clones fetch all of their memory in the background, so that they need their parent's host no more. */
+  readonly detachClones: boolean;
   /** Addresses, subnets or DNS names. */
   readonly networkWhitelist: readonly string[];
   /** Of names on the whitelist; empty: those of each host. */
@@ -244,6 +246,7 @@ const SFMD = {
   fork_reserve: integer("percent of a master VM's memory held for each ticket", 0, 100).default(25),
   host_timeout: integer('seconds that a host may be silent', 4, 3600).default(8),
   network_mode: oneOf('multicast', 'unicast', 'relay', 'auto').default('unicast'),
+  detach_clones: oneOf('never', 'always').default('never'),
   network_whitelist: z
     .array(whitelistEntry, 'must be a list of strings')
     .max(WHITELIST_MAX, `must have at most ${WHITELIST_MAX} entries`)
@@ -293,6 +296,7 @@ function sfmdConfig(layers: ConfigRead<z.infer<z.ZodObject<typeof SFMD>>>): Sfmd
       hostTimeoutMs: read.host_timeout * 1000,
     },
     networkMode: read.network_mode,
+    detachClones: read.detach_clones === 'always',
     networkWhitelist: read.network_whitelist,
     networkNameservers: read.network_nameservers,
     bandwidthCap: read.bandwidth_cap,

@@ -262,6 +262,8 @@ export const PrepareClones = z.object({
    * hosts `feeds` (docs/distribution.md).
    */
   relay: z.object({ via: SfldAt.nullable(), feeds: z.array(hostName) }).optional(),
+  /** All pages are to be fetched in the background; then the clones need the parent's host no more. */
+  detach: z.boolean().optional(),
 });
 export type PrepareClones = z.infer<typeof PrepareClones>;
 
@@ -460,6 +462,8 @@ export const CloneRecord = z.object({
   firstAnswerAtMs: z.number().nullable(),
   /** Bytes of pages that came over the network because this clone touched them, or their neighbours with them. */
   fetchedBytes: z.number().nullable(),
+  /** All of its pages are on its host: it needs its parent's no more. */
+  detached: z.boolean().default(false),
   /** Of the memtap that all clones of the ticket on this host share. */
   replication: ReplicationStats.nullable(),
 });

@@ -305,6 +305,7 @@ cluster_hosts = [ # start of list
      {'host': ['host2.mynet', 'host2.mcast'], 'cpus': 2, 'RAM' : 3*(2**30)},
 ]# end of list
 network_mode = 'unicast'
+detach_clones = 'always'
 network_whitelist = ['www.example.org', '10.1.0.0/16', '192.0.2.7',]
 bandwidth_cap = 20
 clusterid = 2000
@@ -319,6 +320,7 @@ run_dir = 'run'
         { host: 'host2.mynet', multicastHost: 'host2.mcast', cpus: 2, ramBytes: 3 * 2 ** 30 },
       ],
       networkMode: 'unicast',
+      detachClones: true,
       networkNameservers: [],
       networkWhitelist: ['www.example.org', '10.1.0.0/16', '192.0.2.7'],
       bandwidthCap: 20,
@@ -348,6 +350,10 @@ run_dir = 'run'
       "must be one host name, or a list ['unicast', 'multicast']",
     ],
     ["cluster_hosts = ['a']", "f:1:18: cluster_hosts[0]: must be a dictionary with 'host', 'cpus' and 'RAM'"],
+    [
+      `cluster_hosts = [${host}]\ndetach_clones = 1`,
+      "f:2:17: detach_clones: must be one of 'never', 'always'",
+    ],
     [
       `cluster_hosts = [${host}]\nnetwork_mode = 'broadcast'`,
       "f:2:16: network_mode: must be one of 'multicast', 'unicast', 'relay', 'auto'",

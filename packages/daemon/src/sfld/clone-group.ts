@@ -130,7 +130,7 @@ export class CloneGroup implements AsyncDisposable {
     return this.#request.moved;
   }
 
-  /** Nothing is fetched from the host that it came from any more. */
+  /** All of its pages are on this host: nothing is fetched from another any more. */
   get fetched(): boolean {
     return this.#record.entry.fetched;
   }
@@ -144,6 +144,11 @@ export class CloneGroup implements AsyncDisposable {
   get isLeft(): boolean {
     const { left, state, clones } = this.#record.entry;
     return (left || state === 'launched') && this.clones.size === 0 && clones.length === 0;
+  }
+
+  /** Its pages are all to be fetched in the background, so that it needs their host no more. */
+  get detaches(): boolean {
+    return this.#request.detach === true;
   }
 
   /** Other hosts may still be fed from here. */
@@ -329,7 +334,7 @@ export class CloneGroup implements AsyncDisposable {
 
   async records(): Promise<CloneRecord[]> {
     const replication = await this.stats();
-    return [...this.clones.values()].map((clone) => fullRecord(clone, replication));
+    return [...this.clones.values()].map((clone) => fullRecord(clone, this.fetched, replication));
   }
 
   keep(kept: Kept): void {
@@ -565,11 +570,11 @@ export class CloneGroup implements AsyncDisposable {
     // The next sfld, too, would tell sfmd what it exited with.
     if (!clone.exit) this.#record.forget(clone.ref.vmid);
     const status = clone.status === 'running' ? 'exited' : clone.status;
-    this.#ports.onGone({ ...fullRecord(clone, replication), status });
+    this.#ports.onGone({ ...fullRecord(clone, this.fetched, replication), status });
   }
 }
 
-function fullRecord(clone: CloneVm, replication: MemtapStats | null): CloneRecord {
+function fullRecord(clone: CloneVm, detached: boolean, replication: MemtapStats | null): CloneRecord {
   const fetchedBytes = replication === null ? null : (replication.bytesByProcess[String(clone.pid)] ?? 0);
-  return { ...clone.record(), fetchedBytes, replication };
+  return { ...clone.record(), fetchedBytes, detached, replication };
 }

@@ -336,7 +336,7 @@ export class CloneVm implements AsyncDisposable {
     return settling;
   }
 
-  record(): Omit<CloneRecord, 'replication' | 'fetchedBytes'> {
+  record(): Omit<CloneRecord, 'replication' | 'fetchedBytes' | 'detached'> {
     return {
       ticket: this.ticket,
       ...this.ref,

@@ -51,6 +51,11 @@ export function vmDirectories(
   return { run: join(context.runDir, 'v', name), state: join(context.stateDir, 'vms', name) };
 }
 
+/** Where the pages of a ticket's fork are, once all of them are on this host. */
+export function pagesDirectory(context: { readonly stateDir: string }, ticket: string): string {
+  return join(context.stateDir, 'vms', `t-${ticketDirectory(ticket)}`);
+}
+
 /** A ticket's directory name: its first group; unix socket paths are short. */
 export function ticketDirectory(ticket: string): string {
   return ticket.slice(0, 8);

@@ -27,6 +27,8 @@ export interface ForkSourceOptions {
   readonly upstream: string | null;
   /** Hosts that may have the key; all if not said. */
   readonly targets?: string[] | null | undefined;
+  /** Of files that it will serve, which go with it. */
+  readonly pagesDirectory?: string | null;
   /** Of this host; absent: pages go by unicast. */
   readonly multicastHost?: string | undefined;
 }
@@ -74,9 +76,9 @@ export class ForkSource implements AsyncDisposable {
   }
 
   static prepare(context: HostContext, options: ForkSourceOptions): ForkSource {
-    const { targets = null, multicastHost, ...of } = options;
+    const { targets = null, pagesDirectory = null, multicastHost, ...of } = options;
     const keyHex = randomBytes(PAGE_KEY_BYTES).toString('hex');
-    const entry: SourceEntry = { kind: 'source', ...of, targets, keyHex, memserver: null };
+    const entry: SourceEntry = { kind: 'source', ...of, targets, pagesDirectory, keyHex, memserver: null };
     return new ForkSource(context, entry, multicastHost);
   }
 
@@ -193,6 +195,7 @@ export class ForkSource implements AsyncDisposable {
     if (this.#entry.memserver) kept.pids.add(this.#entry.memserver.pid);
     if (this.#frozenPid !== null) kept.pids.add(this.#frozenPid);
     kept.directories.add(this.#directory);
+    if (this.#entry.pagesDirectory !== null) kept.directories.add(this.#entry.pagesDirectory);
     // Its VM may have gone to another host; what it forked is read from its disk.
     const owner = { clusterid: this.clusterid, vmid: this.owner };
     kept.directories.add(vmDirectories(this.#context, owner).state);
@@ -207,7 +210,8 @@ export class ForkSource implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     const [started] = await Promise.allSettled([this.#memserver]);
     if (started.status === 'fulfilled') await started.value[Symbol.asyncDispose]();
-    await rm(this.#directory, { recursive: true, force: true });
+    for (const directory of [this.#directory, this.#entry.pagesDirectory])
+      if (directory !== null) await rm(directory, { recursive: true, force: true });
     this.#context.journal.remove(this.#entry);
   }
 }

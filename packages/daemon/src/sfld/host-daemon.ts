@@ -36,9 +36,10 @@ import type { StoredCheckpoint } from './checkpoint-store.ts';
 import { CheckpointWriter } from './checkpoint-writer.ts';
 import { CloneGroup, type CloneGroupPorts } from './clone-group.ts';
 import type { CloneVm } from './clone-vm.ts';
-import { vmDirectories, type HostContext } from './context.ts';
-import { ForkSource } from './fork-source.ts';
+import { pagesDirectory, vmDirectories, type HostContext } from './context.ts';
+import { ForkSource, type ForkSourceOptions } from './fork-source.ts';
 import type { Peer } from '../peer.ts';
+import { LocalCopies } from './local-copies.ts';
 import { MasterVm } from './master-vm.ts';
 import { Migrations } from './migrations.ts';
 import type { Kept } from './sweep.ts';
@@ -74,6 +75,7 @@ export class HostDaemon implements AsyncDisposable {
     { readonly stored: StoredCheckpoint; readonly descriptor: Promise<Buffer> }
   >();
   readonly #writer: CheckpointWriter;
+  readonly #copies: LocalCopies;
   readonly #migrations: Migrations;
   readonly #forks: ForkRecord[] = [];
   readonly #gone: CloneRecord[] = [];
@@ -86,6 +88,7 @@ export class HostDaemon implements AsyncDisposable {
   constructor(context: HostContext) {
     this.context = context;
     this.#writer = new CheckpointWriter(context);
+    this.#copies = new LocalCopies(context, (options) => this.#sourceForCopy(options));
     this.#migrations = new Migrations(context, {
       vm: (ref) => this.vm(ref),
       source: (ticket) => this.#sourceOf(ticket),
@@ -95,7 +98,7 @@ export class HostDaemon implements AsyncDisposable {
         void context.reports.ended(vm.ref, { how: 'lost', reason });
         await this.#letGo(vm);
       },
-      addSource: (source) => this.#addSource(source),
+      feedFromCopy: (...of) => this.#copies.feedFromCopy(...of),
     });
     context.metrics.watch({
       memtaps: () => [...this.#groups.values()].map((group) => [group.ticket, () => group.stats()] as const),
@@ -211,10 +214,32 @@ export class HostDaemon implements AsyncDisposable {
     );
   }
 
-  async #addSource(source: ForkSource): Promise<void> {
-    await this.#sources.get(source.ticket)?.[Symbol.asyncDispose]();
-    this.#sources.set(source.ticket, source);
+  /** Of a group's pages, on this host; in place of what an earlier attempt has left. Throws 'no-such-ticket' when the ticket is over. */
+  async #sourceForCopy(options: ForkSourceOptions): Promise<ForkSource> {
+    const { ticket } = options;
+    const old = this.#sources.get(ticket);
+    this.#sources.delete(ticket);
+    // They have one directory.
+    await old?.[Symbol.asyncDispose]();
+    if (!this.#groups.has(ticket) || this.#destroying.has(ticket))
+      throw new SnowflockError('no-such-ticket', `ticket ${ticket} is over`);
+    const source = ForkSource.prepare(this.context, options);
+    this.#sources.set(ticket, source);
     await source.ready();
+    return source;
+  }
+
+  /** Of clones that shall need their parent's host no more. */
+  #detachLater(group: CloneGroup): void {
+    const { detaches, fetched, ticket } = group;
+    const [owner] = group.clones.keys();
+    if (!detaches || fetched || owner === undefined) return;
+    const place = { owner, directory: pagesDirectory(this.context, ticket), own: true };
+    void this.#copies.feedFromCopy(
+      group,
+      place,
+      () => group.clones.size > 0 && this.#groups.get(ticket) === group,
+    );
   }
 
   /**
@@ -228,9 +253,18 @@ export class HostDaemon implements AsyncDisposable {
     if (!group?.isLeft || group.isRelay || isRead || this.#destroying.has(ticket)) return;
     if (group.moved) return this.destroyTicket(ticket);
     this.#groups.delete(ticket);
-    const end = group[Symbol.asyncDispose]().finally(() => this.#emptied.delete(ticket));
+    const end = this.#giveUp(group).finally(() => this.#emptied.delete(ticket));
     this.#emptied.set(ticket, end);
     await end;
+  }
+
+  /** With what it was fed from on this host. */
+  async #giveUp(group: CloneGroup): Promise<void> {
+    await group[Symbol.asyncDispose]();
+    if (!group.detaches) return;
+    const source = this.#sources.get(group.ticket);
+    this.#sources.delete(group.ticket);
+    await source?.[Symbol.asyncDispose]();
   }
 
   /** Takes over what the sfld before this one owned; answers what is not to be swept. */
@@ -242,11 +276,13 @@ export class HostDaemon implements AsyncDisposable {
       onGroup: (group) => this.#groups.set(group.ticket, group),
     });
     for (const master of this.#masters.values()) this.#migrations.resume(master);
-    for (const group of this.#groups.values())
+    for (const group of this.#groups.values()) {
+      this.#detachLater(group);
       for (const clone of group.clones.values()) {
         this.#migrations.resume(clone);
         if (group.hasArrived) this.#migrations.settleIn(group, clone.ref);
       }
+    }
     return kept;
   }
 
@@ -410,6 +446,7 @@ export class HostDaemon implements AsyncDisposable {
       );
     const reply = await group.launch(descriptor);
     if (group.hasArrived) for (const { ref } of group.clones.values()) this.#migrations.settleIn(group, ref);
+    this.#detachLater(group);
     this.context.metrics.launched(reply);
     for (const clone of group.clones.values()) {
       this.context.metrics.identified(clone.record());
@@ -565,7 +602,7 @@ export class HostDaemon implements AsyncDisposable {
   /** Lets go of everything: it runs on, for the next sfld. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stopping = true;
-    this.#migrations[Symbol.dispose]();
+    this.#copies[Symbol.dispose]();
     await this.#writer[Symbol.asyncDispose]();
     await Promise.allSettled(this.#emptied.values());
     await Promise.all(

@@ -58,6 +58,8 @@ export const SourceEntry = z.object({
   keyHex: z.string(),
   /** Null: an older sfmd named none. */
   targets: z.array(z.string()).nullable().default(null),
+  /** Of files that it serves, which go with it; null: none of its own. */
+  pagesDirectory: z.string().nullable().default(null),
   memserver: ProcessMark.extend({ port: z.int() }).nullable(),
 });
 export type SourceEntry = z.infer<typeof SourceEntry>;
@@ -77,7 +79,7 @@ export const GroupEntry = z.object({
   isolated: z.boolean().default(false),
   /** A clone has gone to another host. */
   left: z.boolean().default(false),
-  /** Of a VM that has come from another host: nothing is fetched from there any more. */
+  /** All pages are on this host: nothing is fetched from the one that they came from any more. */
   fetched: z.boolean().default(false),
   memtap: ProcessMark.nullable(),
   /** What passes pages on to other hosts; null: nothing does. */

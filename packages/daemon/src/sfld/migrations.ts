@@ -1,14 +1,8 @@
 // VMs that leave this host for another one, and VMs that have come from one: what both sides do about it once sfmd has had them prepare.
 //
 //   leaving   sendVm ──▶ move-vm.ts ──moved──▶ it ends here; what its clones are read from stays
-//   arriving  launch ──▶ clone-group.ts ──▶ runs ──all pages copied to this host──▶ the host that it came from is let go of
-//
-// Until then the VM depends on that host: when that dies, or its memserver, the VM is lost ("memory can no longer be fetched").
+//   arriving  launch ──▶ clone-group.ts ──▶ runs ──local-copies.ts──▶ the host that it came from is let go of
 
-import { randomUUID } from 'node:crypto';
-import { rm } from 'node:fs/promises';
-import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import {
   SnowflockError,
   toSnowflockError,
@@ -20,16 +14,13 @@ import { logAbout } from '../log.ts';
 import type { CloneGroup } from './clone-group.ts';
 import type { CloneVm } from './clone-vm.ts';
 import { vmDirectories, type HostContext } from './context.ts';
-import { ForkSource } from './fork-source.ts';
+import type { ForkSource } from './fork-source.ts';
+import type { LocalCopies } from './local-copies.ts';
 import type { MasterVm } from './master-vm.ts';
 import { lostOnTheWay, moveVm, settleMove } from './move-vm.ts';
 
 /** What became of the last ones, for an sfmd that has not heard it. */
 const REPLIES_MAX = 64;
-/** After a copy that did not work, for want of room on the disk. */
-const COPY_AGAIN_MS = 60_000;
-/** The guest's first seconds here are its own: it fetches what it needs at once. */
-const COPY_AFTER_MS = 1_000;
 
 export interface MigrationPorts {
   readonly vm: (ref: VmRef) => MasterVm | CloneVm | undefined;
@@ -39,8 +30,7 @@ export interface MigrationPorts {
   readonly letGo: (vm: MasterVm | CloneVm) => Promise<void>;
   /** Ends it here, because nobody knows whether it runs elsewhere. */
   readonly lose: (vm: MasterVm | CloneVm, reason: string) => Promise<void>;
-  /** Adds one; takes the place of what there was. */
-  readonly addSource: (source: ForkSource) => Promise<void>;
+  readonly feedFromCopy: LocalCopies['feedFromCopy'];
 }
 
 export class Migrations {
@@ -48,7 +38,6 @@ export class Migrations {
   readonly #ports: MigrationPorts;
   /** Under way, and the last that are over, by ticket. */
   readonly #leaving = new Map<string, Promise<SendVmReply>>();
-  readonly #ending = new AbortController();
 
   constructor(context: HostContext, ports: MigrationPorts) {
     this.#context = context;
@@ -120,55 +109,14 @@ export class Migrations {
   /** Copies all pages of a VM that has come to this host, and then feeds it from the copy. */
   settleIn(group: CloneGroup, ref: VmRef): void {
     if (group.fetched) return this.#tellFetched(group);
-    this.#settleIn(group, ref).catch((error: unknown) => {
-      if (!this.#ending.signal.aborted)
-        logAbout(this.#context.log, ref).error({ err: error }, 'its pages are not copied');
-    });
-  }
-
-  async #settleIn(group: CloneGroup, ref: VmRef): Promise<void> {
-    const { signal } = this.#ending;
-    for (let pauseMs = COPY_AFTER_MS; ; pauseMs = COPY_AGAIN_MS) {
-      await sleep(pauseMs, undefined, { signal, ref: false });
-      if (!group.clones.has(ref.vmid)) return;
-      try {
-        await this.#copy(group, ref);
-        return this.#tellFetched(group);
-      } catch (thrown) {
-        if (signal.aborted || !group.clones.has(ref.vmid)) return;
-        const { message: reason } = toSnowflockError(thrown);
-        const about = logAbout(this.#context.log, { ...ref, ticket: group.ticket });
-        about.warn(
-          { reason, againMs: COPY_AGAIN_MS },
-          'its pages could not be copied; it still depends on the host that it came from',
-        );
-      }
-    }
-  }
-
-  async #copy(group: CloneGroup, ref: VmRef): Promise<void> {
-    const { ticket } = group;
-    const { host } = this.#context;
     const directory = vmDirectories(this.#context, ref).state;
-    const [ramPath, diskPath] = [join(directory, 'ram.pages'), join(directory, 'disk.pages')];
-    for (const path of [ramPath, diskPath]) await rm(path, { force: true });
-    const own = { ticket, clusterid: ref.clusterid, owner: ref.vmid, upstream: null, targets: [host] };
-    const source = ForkSource.prepare(this.#context, own);
-    await this.#ports.addSource(source);
-    const { files: from } = group;
-    const { port } = await source.keepHere({
-      ...{ id: randomUUID(), ramPath, from },
-      ...(from.disk ? { diskPath } : {}),
-    });
-    await group.feedFrom({ port, key: source.key });
-    logAbout(this.#context.log, { ...ref, ticket }).info('all of its pages are here');
+    const isHere = (): boolean => group.clones.has(ref.vmid);
+    void this.#ports
+      .feedFromCopy(group, { owner: ref.vmid, directory, own: false }, isHere)
+      .then((fed) => fed && this.#tellFetched(group));
   }
 
   #tellFetched({ clusterid, ticket }: CloneGroup): void {
     void this.#context.reports.migration(this.#context.host, ticket, { clusterid, fetched: true });
-  }
-
-  [Symbol.dispose](): void {
-    this.#ending.abort();
   }
 }

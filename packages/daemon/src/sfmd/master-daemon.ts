@@ -98,6 +98,8 @@ export interface MasterDaemonOptions {
   readonly multicastHosts?: ReadonlyMap<string, string>;
   /** Hosts of a fork pass pages on to each other; absent: each gets them from the parent's. */
   readonly relay?: boolean;
+  /** Clones on other hosts than their parent fetch everything in the background; absent: only what they touch. */
+  readonly detach?: boolean;
   readonly log: Log;
   readonly random: () => number;
   /** Monotonic. */
@@ -160,6 +162,7 @@ export class MasterDaemon implements Disposable {
       addressOf: (host) => this.#address(host),
       multicastHostOf: (host) => options.multicastHosts?.get(host),
       relay: options.relay ?? false,
+      detach: options.detach ?? false,
       apply: (command) => this.#applySometime(command),
       log: options.log,
       closing: this.#closing.signal,

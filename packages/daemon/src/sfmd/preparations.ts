@@ -14,6 +14,8 @@ export interface PreparationPorts {
   readonly multicastHostOf: (host: string) => string | undefined;
   /** Hosts of a fork pass pages on to each other. */
   readonly relay: boolean;
+  /** Clones on other hosts than their parent fetch everything. */
+  readonly detach: boolean;
   readonly apply: (command: Command) => void;
   readonly log: Log;
   readonly closing: AbortSignal;
@@ -58,7 +60,11 @@ async function callHost(effect: Preparation, ports: PreparationPorts): Promise<v
   };
   return hosts.prepareClones(
     at,
-    { clusterid, ticket, shape, diskBytes, clones, parent, multicastHost, ...(relay ? { relay } : {}) },
+    {
+      ...{ clusterid, ticket, shape, diskBytes, clones, parent, multicastHost },
+      ...(relay ? { relay } : {}),
+      ...(ports.detach && effect.host !== parentHost ? { detach: true } : {}),
+    },
     closing,
   );
 }

@@ -40,6 +40,7 @@ export async function runSfmd(config: SfmdConfig, { log, onReady, signal }: RunO
       },
       hosts,
       relay: config.networkMode === 'relay',
+      detach: config.detachClones,
       ...(config.networkMode === 'multicast' || config.networkMode === 'auto'
         ? {
             multicastHosts: new Map(
