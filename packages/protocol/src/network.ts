@@ -2,6 +2,7 @@
 
 import { z } from 'zod';
 import { CLUSTERID_MAX, VMID_MAX } from './addresses.ts';
+import { port } from './fields.ts';
 
 /** More of them are one subnet. */
 export const WHITELIST_MAX = 1024;
@@ -17,8 +18,6 @@ export const networkPolicy = z.object({
 });
 export type NetworkPolicy = z.infer<typeof networkPolicy>;
 
-/** Of TCP. */
-const port = z.int().min(1).max(65535);
 /** Of one cluster. */
 export const EXPOSED_MAX = 256;
 
