@@ -157,6 +157,8 @@ export interface SfmdConfig extends CommonConfig {
   readonly networkMode: 'multicast' | 'unicast' | 'relay' | 'auto';
   /** Clones fetch all of their memory in the background, so that they need their parent's host no more. */
   readonly detachClones: boolean;
+  /** What some clones needed is fetched ahead by others. */
+  readonly pushPages: boolean;
   /** Addresses, subnets or DNS names. */
   readonly networkWhitelist: readonly string[];
   /** Of names on the whitelist; empty: those of each host. */
@@ -247,6 +249,7 @@ const SFMD = {
   host_timeout: integer('seconds that a host may be silent', 4, 3600).default(8),
   network_mode: oneOf('multicast', 'unicast', 'relay', 'auto').default('unicast'),
   detach_clones: oneOf('never', 'always').default('never'),
+  push_pages: oneOf('auto', 'never').default('auto'),
   network_whitelist: z
     .array(whitelistEntry, 'must be a list of strings')
     .max(WHITELIST_MAX, `must have at most ${WHITELIST_MAX} entries`)
@@ -297,6 +300,7 @@ function sfmdConfig(layers: ConfigRead<z.infer<z.ZodObject<typeof SFMD>>>): Sfmd
     },
     networkMode: read.network_mode,
     detachClones: read.detach_clones === 'always',
+    pushPages: read.push_pages === 'auto',
     networkWhitelist: read.network_whitelist,
     networkNameservers: read.network_nameservers,
     bandwidthCap: read.bandwidth_cap,

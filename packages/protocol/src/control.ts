@@ -230,6 +230,8 @@ export const PrepareSource = z.object({
   targets: z.array(hostName).optional(),
   /** Of the host that this is sent to. */
   multicastHost,
+  /** Absent: what some of the clones needed is not fetched ahead by others. */
+  push: z.boolean().optional(),
 });
 export type PrepareSource = z.infer<typeof PrepareSource>;
 

@@ -4,7 +4,7 @@
 //     | --- hello:   magic, server nonce --->   |
 //     | <-- proof:   client nonce, MAC ------   |   MAC = HMAC-SHA256(key, 'client' | server nonce | client nonce)
 //     | --- welcome: MAC ------------------->   |   MAC = HMAC-SHA256(key, 'server' | server nonce | client nonce)
-//     | <== READ, PING, REPORT          FROZEN, DATA, SPLIT, ERROR, PONG ==>
+//     | <== READ, PING, REPORT, FOLLOW  FROZEN, DATA, SPLIT, ERROR, PONG, NEEDED ==>
 //
 // After the handshake everything is a frame: a fixed header of PAGE_FRAME_HEADER_BYTES, little-endian, then a body.
 //
@@ -20,6 +20,8 @@
 //          the number of the last datagram sent, then the dataPages pages of the first bitmap. In neither: all zero.
 //   REPORT no body; what the client got by multicast since its last REPORT: requestId bytes, in firstPage microseconds;
 //          pageCount: bytes of the longest packet that it ever got so, 0: it hears nothing (and the memserver sends a probe).
+//   FOLLOW no body; the client wants to hear of so many (firstPage) more pages that others needed.
+//   NEEDED no body; others needed these pages of the RAM, in the order of these frames. `flags` bit 0: clones of an earlier fork did.
 //   ERROR  no body; `flags` is a PageErrorCode; answers the READ with the same requestId.
 //   PING, PONG  no body; PONG repeats the requestId.
 //   FROZEN no body; sent once on each lane, as soon as there is a snapshot: READ is refused before it, except of the
@@ -49,6 +51,8 @@ export const PageFrameType = {
   frozen: 6,
   split: 7,
   report: 8,
+  follow: 9,
+  needed: 10,
 } as const;
 export type PageFrameType = (typeof PageFrameType)[keyof typeof PageFrameType];
 
@@ -66,6 +70,8 @@ export const PAGE_FLAG_MULTICAST = 2;
 export const PAGE_FLAG_MISSED = 4;
 /** READ flag: the answer may be compressed. */
 export const PAGE_FLAG_COMPRESSIBLE = 8;
+/** NEEDED flag: clones of an earlier fork needed them. */
+export const PAGE_FLAG_EARLIER = 1;
 /** DATA flag: its pages are compressed. */
 export const PAGE_FLAG_COMPRESSED = 1;
 
@@ -157,11 +163,11 @@ export function readPageFrame(buffer: Buffer, offset: number, end: number, frame
 
 function checkFrame(frame: PageFrame, reserved: number): void {
   const { type, region, pageCount, dataPages, flags } = frame;
-  if (type < PageFrameType.read || type > PageFrameType.report) throw breach(`type ${type} is unknown`);
+  if (type < PageFrameType.read || type > PageFrameType.needed) throw breach(`type ${type} is unknown`);
   if (reserved !== 0) throw breach('the reserved byte is not zero');
   if (!hasFittingLength(frame)) throw breach(`length ${frame.length} does not fit its fields`);
   const answer = type === PageFrameType.data || type === PageFrameType.split;
-  const paged = answer || type === PageFrameType.read;
+  const paged = answer || type === PageFrameType.read || type === PageFrameType.needed;
   if (paged && (pageCount < 1 || pageCount > PAGE_WIRE_MAX_PAGES)) throw breach(`${pageCount} pages`);
   if (paged && frame.firstPage + pageCount > 2 ** 32) throw breach('its pages pass the end of the region');
   if (paged && region > PageRegion.disk) throw breach(`region ${region} is unknown`);

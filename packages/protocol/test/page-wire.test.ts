@@ -91,7 +91,7 @@ describe('page frames', () => {
   });
 
   it.each([
-    ['an unknown type', { type: 9 }],
+    ['an unknown type', { type: 11 }],
     ['no pages', { pageCount: 0 }],
     ['too many pages', { pageCount: PAGE_WIRE_MAX_PAGES + 1 }],
     ['an unknown region', { region: 3 }],

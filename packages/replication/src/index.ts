@@ -19,6 +19,7 @@ export {
   type FreezeOptions,
   type FreezeResult,
   type KeepOptions,
+  type Learnt,
   MemserverProcess,
   type MemserverStartOptions,
 } from './supervisor/memserver-process.ts';

@@ -54,11 +54,12 @@ export class Harness implements AsyncDisposable {
   async memserver(options: {
     key: Buffer;
     multicastAddress?: string;
+    needs?: Buffer | undefined;
     listenAddress?: string;
     orphanMs?: number;
   }): Promise<MemserverProcess> {
     const name = `memserver${this.#serial++}`;
-    const { key, multicastAddress, ...rest } = options;
+    const { key, multicastAddress, needs, ...rest } = options;
     const memserver = await MemserverProcess.start({
       controlPath: this.path(`${name}.control`),
       leasePath: this.path(`${name}.lease`),
@@ -67,7 +68,7 @@ export class Harness implements AsyncDisposable {
       ...rest,
     });
     this.defer(() => memserver.stop());
-    await memserver.configure({ key, multicastAddress });
+    await memserver.configure({ key, multicastAddress, needs });
     return memserver;
   }
 

@@ -23,11 +23,15 @@ const FILES = { manifest: 'manifest.json', device: 'device.zst', ram: 'ram.pages
 const MANIFEST_MAX_BYTES = 1 << 20;
 const DEVICE_MAX_BYTES = 16 << 20;
 
+const NO_NEEDS = Buffer.alloc(0);
+
 export interface StoredCheckpoint {
   readonly manifest: CheckpointManifest;
   readonly directory: string;
   /** What VMs that were started from it needed first, in that order. */
   wakeUpPages: readonly number[];
+  /** All that those of the last start needed, as memservers tell it. */
+  needs: Buffer;
 }
 
 /** One that is being written. */
@@ -103,7 +107,12 @@ export class CheckpointStore {
     const named = join(this.#directory, manifest.name);
     await rename(directory, named).catch(cannotWrite(named));
     await sync(this.#directory);
-    this.#stored.set(manifest.name, { manifest: whole, directory: named, wakeUpPages: whole.prefetch });
+    this.#stored.set(manifest.name, {
+      manifest: whole,
+      directory: named,
+      wakeUpPages: whole.prefetch,
+      needs: NO_NEEDS,
+    });
     return heldOf(whole);
   }
 
@@ -128,7 +137,7 @@ export class CheckpointStore {
       const text = await readCapped(join(directory, FILES.manifest), MANIFEST_MAX_BYTES);
       const manifest = parseManifest(text.toString('utf8'));
       if (manifest.name !== name) throw new Error(`its manifest is of checkpoint '${manifest.name}'`);
-      this.#stored.set(name, { manifest, directory, wakeUpPages: manifest.prefetch });
+      this.#stored.set(name, { manifest, directory, wakeUpPages: manifest.prefetch, needs: NO_NEEDS });
     } catch (error) {
       this.#log.error({ err: error, directory }, 'a checkpoint cannot be used; remove it by hand');
     }

@@ -235,6 +235,7 @@ export class CloneGroup implements AsyncDisposable {
     const clones = await Promise.all(results);
     if (!this.moved) this.#forkPoint.keep(descriptor);
     this.#record.after({ state: 'launched' });
+    if (!this.moved) void this.#serving.push();
     return { clones };
   }
 
@@ -247,7 +248,8 @@ export class CloneGroup implements AsyncDisposable {
     // after the answer has left: how long the VM's pause was is counted until it is there
     setImmediate(() => {
       clone.settleDown(descriptor).catch(this.#logFailure(clone));
-      void this.#serving.prefetch(descriptor.header.prefetch);
+      const serving = this.#serving;
+      void serving.prefetch(descriptor.header.prefetch).then(() => serving.push());
       this.#tellArrival();
     });
   }

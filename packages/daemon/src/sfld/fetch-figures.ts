@@ -7,6 +7,8 @@ const BYTES = 'Bytes of pages that clones of this host got, by path (docs/metric
 const FAULTS = 'READs of clones that reached a memtap, by how they were answered (docs/metrics.md)';
 const MULTICAST =
   'Pages that came to memtaps of this host by multicast, and those that did not (docs/metrics.md)';
+const PUSHED =
+  'Pages that others needed first: fetched ahead, held back to see whether they are used, and missed of those (docs/metrics.md)';
 const WIRE = 'Bytes between memtaps of this host and memservers';
 const SERVED = 'Pages that memservers of this host were asked for, by what they were';
 const REFUSED = 'Connections to memservers of this host that were ended: too many, not proven, too slow';
@@ -48,6 +50,24 @@ export const FETCH_COUNTERS = [
     name: 'snowflock_near_pages_total',
     labels: {},
     help: 'Pages that memtaps of this host copied from those of earlier forks',
+  },
+  {
+    figure: 'pushedPages',
+    name: 'snowflock_pushed_pages_total',
+    labels: { what: 'pushed' },
+    help: PUSHED,
+  },
+  {
+    figure: 'heldBackPages',
+    name: 'snowflock_pushed_pages_total',
+    labels: { what: 'held back' },
+    help: PUSHED,
+  },
+  {
+    figure: 'pushMissedPages',
+    name: 'snowflock_pushed_pages_total',
+    labels: { what: 'missed' },
+    help: PUSHED,
   },
   {
     figure: 'reconnects',
@@ -150,6 +170,9 @@ export function memtapFigures(stats: MemtapStats): Figures {
     droppedPages: stats.droppedPages,
     compressedPages: stats.compressedPages,
     nearPages: stats.nearPages,
+    pushedPages: stats.push.pushedPages,
+    heldBackPages: stats.push.heldBackPages,
+    pushMissedPages: stats.push.missedPages,
     reconnects: stats.reconnects,
     wireReceived: stats.wireBytesReceived,
     wireSent: stats.wireBytesSent,

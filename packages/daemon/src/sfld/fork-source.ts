@@ -12,6 +12,7 @@ import {
   MemserverProcess,
   type FreezeResult,
   type KeepOptions,
+  type Learnt,
   type MemserverStats,
 } from '@snowflock/replication';
 import { isRunning, markProcess, type FrozenVm, type RamRange } from '@snowflock/vm';
@@ -31,6 +32,8 @@ export interface ForkSourceOptions {
   readonly pagesDirectory?: string | null;
   /** Of this host; absent: pages go by unicast. */
   readonly multicastHost?: string | undefined;
+  /** What clones of earlier forks needed; absent: hosts are not told what others need. */
+  readonly needs?: Promise<Buffer> | undefined;
 }
 
 /** What a clone was itself cloned with, on its host. */
@@ -55,13 +58,15 @@ export class ForkSource implements AsyncDisposable {
   readonly #context: HostContext;
   readonly #directory: string;
   readonly #memserver: Promise<MemserverProcess>;
-  readonly #multicastHost: string | undefined;
   #entry: SourceEntry;
   /** Null before the fork. When its VM has gone to another host, the frozen copy is nobody's child. */
   #frozenPid: number | null = null;
 
-  private constructor(context: HostContext, entry: SourceEntry, multicastHost?: string) {
-    this.#multicastHost = multicastHost;
+  private constructor(
+    context: HostContext,
+    entry: SourceEntry,
+    options: Pick<ForkSourceOptions, 'multicastHost' | 'needs'> = {},
+  ) {
     this.#context = context;
     this.#entry = entry;
     this.ticket = entry.ticket;
@@ -71,15 +76,15 @@ export class ForkSource implements AsyncDisposable {
     this.key = Buffer.from(entry.keyHex, 'hex');
     this.#directory = join(context.runDir, 's', ticketDirectory(entry.ticket));
     this.leasePath = join(this.#directory, 'lease');
-    this.#memserver = entry.memserver ? this.#adopt(entry.memserver) : this.#start();
+    this.#memserver = entry.memserver ? this.#adopt(entry.memserver) : this.#start(options);
     this.#memserver.catch(() => undefined); // reported by whoever forks; until then nobody waits
   }
 
   static prepare(context: HostContext, options: ForkSourceOptions): ForkSource {
-    const { targets = null, pagesDirectory = null, multicastHost, ...of } = options;
+    const { targets = null, pagesDirectory = null, multicastHost, needs, ...of } = options;
     const keyHex = randomBytes(PAGE_KEY_BYTES).toString('hex');
     const entry: SourceEntry = { kind: 'source', ...of, targets, pagesDirectory, keyHex, memserver: null };
-    return new ForkSource(context, entry, multicastHost);
+    return new ForkSource(context, entry, { multicastHost, needs });
   }
 
   /** Takes over what the sfld before this one had. Throws when its memserver is gone. */
@@ -92,7 +97,7 @@ export class ForkSource implements AsyncDisposable {
     return source;
   }
 
-  async #start(): Promise<MemserverProcess> {
+  async #start(options: Pick<ForkSourceOptions, 'multicastHost' | 'needs'>): Promise<MemserverProcess> {
     this.#context.journal.put(this.#entry);
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     const memserver = await MemserverProcess.start({
@@ -103,8 +108,8 @@ export class ForkSource implements AsyncDisposable {
       subject: { clusterid: this.clusterid, ticket: this.ticket },
     });
     try {
-      const multicastAddress = await multicastAddressOf(this.#context, this.#multicastHost);
-      await memserver.configure({ key: this.key, multicastAddress });
+      const multicastAddress = await multicastAddressOf(this.#context, options.multicastHost);
+      await memserver.configure({ key: this.key, multicastAddress, needs: await options.needs });
       const mark = markProcess(memserver.pid);
       if (mark) {
         this.#entry = { ...this.#entry, memserver: { ...mark, port: memserver.port } };
@@ -165,14 +170,9 @@ export class ForkSource implements AsyncDisposable {
     return { ...result, port: memserver.port };
   }
 
-  /** What this fork's clones needed first; empty when the memserver is gone. */
-  async wakeUpPages(): Promise<number[]> {
-    try {
-      return await (await this.#memserver).wakeUpPages();
-    } catch (error) {
-      if (error instanceof SnowflockError) return [];
-      throw error;
-    }
+  /** What the next fork's clones can learn from this one's; null when the memserver is gone. */
+  async learnt(): Promise<Learnt | null> {
+    return this.#askMemserver((memserver) => memserver.learnt());
   }
 
   /** Copies what a memtap of this host serves to files, and serves it from there. */
@@ -183,8 +183,12 @@ export class ForkSource implements AsyncDisposable {
   }
 
   async stats(): Promise<MemserverStats | null> {
+    return this.#askMemserver((memserver) => memserver.stats());
+  }
+
+  async #askMemserver<T>(ask: (memserver: MemserverProcess) => Promise<T>): Promise<T | null> {
     try {
-      return await (await this.#memserver).stats();
+      return await ask(await this.#memserver);
     } catch (error) {
       if (error instanceof SnowflockError) return null;
       throw error;

@@ -263,6 +263,15 @@ export class GroupMemtap implements AsyncDisposable {
     }
   }
 
+  /** What others needed, from now on as well. Never rejects, as prefetch(). */
+  async push(): Promise<void> {
+    try {
+      await this.#memtap.push();
+    } catch (error) {
+      this.#options.log.debug({ err: error }, 'no pages that others needed are fetched');
+    }
+  }
+
   /** From here on pages come from a memserver of this host, which has all of them. */
   async feedFrom({ port, key }: { readonly port: number; readonly key: Buffer }): Promise<void> {
     await this.#memtap.move({ sources: [{ address: this.#options.context.address, port }], key });

@@ -28,7 +28,7 @@ import {
   type VmRef,
   type WriteCheckpoint,
 } from '@snowflock/protocol';
-import { memtapStatsSchema, type MemserverStats } from '@snowflock/replication';
+import { memtapStatsSchema, type Learnt, type MemserverStats } from '@snowflock/replication';
 import { logAbout } from '../log.ts';
 import { adopt } from './adoption.ts';
 import { fetchDescriptor, serveCheckpoint } from './checkpoint-source.ts';
@@ -44,6 +44,7 @@ import { MasterVm } from './master-vm.ts';
 import { Migrations } from './migrations.ts';
 import type { Kept } from './sweep.ts';
 import { ownersHost } from './ticket-places.ts';
+import type { VmForks } from './vm-forks.ts';
 
 /** Records of forks and of clones that are gone, kept for whoever measures. */
 const FORK_RECORDS_MAX = 256;
@@ -319,7 +320,7 @@ export class HostDaemon implements AsyncDisposable {
   }
 
   async prepareSource(request: PrepareSource): Promise<void> {
-    const { clusterid, vmid: owner, ticket, targets, multicastHost } = request;
+    const { clusterid, vmid: owner, ticket, targets, multicastHost, push } = request;
     this.#refuseWhenStopping();
     const vm = this.vm({ clusterid, vmid: owner });
     if (!vm)
@@ -327,11 +328,18 @@ export class HostDaemon implements AsyncDisposable {
     let source = this.#sources.get(ticket);
     if (!source) {
       const upstream = vm.forks.upstream?.ticket ?? null;
-      const of = { ticket, clusterid, owner, upstream, targets, multicastHost };
+      const needs = push === true ? this.#needsOf(vm.forks, ticket) : undefined;
+      const of = { ticket, clusterid, owner, upstream, targets, multicastHost, needs };
       source = ForkSource.prepare(this.context, of);
       this.#sources.set(ticket, source);
     }
     await Promise.all([source.ready(), vm.forks.prepare()]);
+  }
+
+  /** What clones of the VM's last fork needed, so far if it is not over yet. */
+  async #needsOf(forks: VmForks, ticket: string): Promise<Buffer> {
+    const learnt = await this.#ports.earlier(forks.ref, ticket)?.learnt();
+    return learnt && learnt.needs.length > 0 ? learnt.needs : forks.needs;
   }
 
   /** Throws 'unauthorized' unless clones of the ticket are placed on the caller's host: what is given is the key to all of its memory. */
@@ -391,7 +399,8 @@ export class HostDaemon implements AsyncDisposable {
     const stored = this.context.checkpoints.find(name, id);
     if (this.#sources.has(ticket))
       throw new SnowflockError('bad-request', `ticket ${ticket} is being served already`);
-    const of = { ticket, clusterid, owner: 0, upstream: null, targets: [target] };
+    const needs = Promise.resolve(stored.needs);
+    const of = { ticket, clusterid, owner: 0, upstream: null, targets: [target], needs };
     const source = ForkSource.prepare(this.context, of);
     this.#sources.set(ticket, source);
     const descriptor = serveCheckpoint(this.context, source, stored);
@@ -484,10 +493,8 @@ export class HostDaemon implements AsyncDisposable {
     await group?.[Symbol.asyncDispose]();
     await this.#emptied.get(ticket);
     if (source) {
-      const [wakeUp, stats] = await Promise.all([source.wakeUpPages(), source.stats()]);
-      const served = this.#served.get(ticket);
-      if (served && wakeUp.length > 0) served.stored.wakeUpPages = wakeUp;
-      else this.#ownerOf(source)?.forks.learnWakeUp(wakeUp);
+      const [learnt, stats] = await Promise.all([source.learnt(), source.stats()]);
+      if (learnt) this.#learn(source, learnt);
       if (stats) this.context.metrics.memserverSaid(ticket, stats);
       await source[Symbol.asyncDispose]();
       this.#ownerOf(source)?.forks.forkOver(ticket);
@@ -495,6 +502,16 @@ export class HostDaemon implements AsyncDisposable {
     }
     await this.context.results.remove(ticket);
     this.context.metrics.ticketGone(ticket);
+  }
+
+  #learn(source: ForkSource, learnt: Learnt): void {
+    const stored = this.#served.get(source.ticket)?.stored;
+    if (!stored) {
+      this.#ownerOf(source)?.forks.learn(learnt);
+    } else if (learnt.wakeUpPages.length > 0) {
+      stored.wakeUpPages = learnt.wakeUpPages;
+      stored.needs = learnt.needs;
+    }
   }
 
   /** Of a VM that has gone to another host, with its last snapshot here. */

@@ -32,6 +32,7 @@ import {
   type QemuProcess,
   type RamRange,
 } from '@snowflock/vm';
+import type { Learnt } from '@snowflock/replication';
 import { logAbout } from '../log.ts';
 import { askMaster } from './ask-master.ts';
 import { monotonicMs, type HostContext } from './context.ts';
@@ -141,6 +142,8 @@ export class VmForks {
   readonly #gone = new AbortController();
   /** Pages that clones of earlier forks needed first, in that order. */
   readonly #wakeUp = new Set<number>();
+  /** All that those of the last one needed. */
+  #needs: Buffer = Buffer.alloc(0);
 
   constructor(context: HostContext, options: VmForksOptions) {
     this.#context = context;
@@ -174,7 +177,16 @@ export class VmForks {
     return [...this.#wakeUp];
   }
 
-  /** Learns from a fork that is over what the clones of the next one will need at once. */
+  get needs(): Buffer {
+    return this.#needs;
+  }
+
+  /** Learns from a fork that is over what the clones of the next one will need. */
+  learn({ wakeUpPages, needs }: Learnt): void {
+    this.learnWakeUp(wakeUpPages);
+    if (needs.length > 0) this.#needs = needs;
+  }
+
   learnWakeUp(pages: readonly number[]): void {
     for (const page of pages) if (this.#wakeUp.size < WAKE_UP_PAGES_MAX) this.#wakeUp.add(page);
   }

@@ -100,6 +100,8 @@ export interface MasterDaemonOptions {
   readonly relay?: boolean;
   /** Clones on other hosts than their parent fetch everything in the background; absent: only what they touch. */
   readonly detach?: boolean;
+  /** What some clones needed is fetched ahead by others; absent: it is. */
+  readonly push?: boolean;
   readonly log: Log;
   readonly random: () => number;
   /** Monotonic. */
@@ -163,6 +165,7 @@ export class MasterDaemon implements Disposable {
       multicastHostOf: (host) => options.multicastHosts?.get(host),
       relay: options.relay ?? false,
       detach: options.detach ?? false,
+      push: options.push ?? true,
       apply: (command) => this.#applySometime(command),
       log: options.log,
       closing: this.#closing.signal,

@@ -16,6 +16,8 @@ export interface PreparationPorts {
   readonly relay: boolean;
   /** Clones on other hosts than their parent fetch everything. */
   readonly detach: boolean;
+  /** What some clones needed is fetched ahead by others. */
+  readonly push: boolean;
   readonly apply: (command: Command) => void;
   readonly log: Log;
   readonly closing: AbortSignal;
@@ -47,7 +49,11 @@ async function callHost(effect: Preparation, ports: PreparationPorts): Promise<v
   if (effect.type === 'prepare-source')
     return hosts.prepareSource(
       at,
-      { clusterid, vmid: effect.vmid, ticket, targets: [...effect.targets], multicastHost },
+      {
+        ...{ clusterid, vmid: effect.vmid, ticket, targets: [...effect.targets], multicastHost },
+        // copying everything says nothing of what is needed
+        push: ports.push && !ports.detach,
+      },
       closing,
     );
   const { shape, diskBytes, parentHost } = effect;

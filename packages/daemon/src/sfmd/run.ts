@@ -41,6 +41,7 @@ export async function runSfmd(config: SfmdConfig, { log, onReady, signal }: RunO
       hosts,
       relay: config.networkMode === 'relay',
       detach: config.detachClones,
+      push: config.pushPages,
       ...(config.networkMode === 'multicast' || config.networkMode === 'auto'
         ? {
             multicastHosts: new Map(

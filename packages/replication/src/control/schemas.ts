@@ -13,6 +13,9 @@ const MAX_PREFETCH_PAGES = 4096;
 const prefetchPages = z.array(z.number().int().min(0)).max(MAX_PREFETCH_PAGES);
 const wholePages = z.number().int().positive().multipleOf(PAGE_BYTES).max(Number.MAX_SAFE_INTEGER);
 
+/** 65,536 pages. */
+const NEEDS_MAX_CHARACTERS = 349_528;
+
 const path = z.string().min(1).max(4096);
 
 export const keyHexSchema = z.string().regex(new RegExp(`^[0-9a-fA-F]{${2 * PAGE_KEY_BYTES}}$`));
@@ -41,6 +44,8 @@ export const memserverRequestSchema = z.discriminatedUnion('op', [
     op: z.literal('configure'),
     keyHex: keyHexSchema,
     multicastAddress: multicastAddressSchema,
+    /** What an earlier fork's clones needed (memserver/need-log.ts), in base64; absent: clients are told of no needs, not even of each other's. */
+    needs: z.string().max(NEEDS_MAX_CHARACTERS).optional(),
   }),
   z.object({
     op: z.literal('freeze'),
@@ -87,7 +92,7 @@ export const memserverRequestSchema = z.discriminatedUnion('op', [
   /** Passes on what a memtap of this host serves. */
   z.object({ op: z.literal('relay'), from: memtapFiles }),
   z.object({ op: z.literal('stats') }),
-  z.object({ op: z.literal('wake-up') }),
+  z.object({ op: z.literal('learnt') }),
   z.object({ op: z.literal('stop') }),
 ]);
 export type MemserverRequest = z.infer<typeof memserverRequestSchema>;
@@ -119,6 +124,8 @@ export const memtapRequestSchema = z.discriminatedUnion('op', [
   z.object({ op: z.literal('move'), ...sourceFields }),
   /** RAM pages to fetch that nobody has asked for yet. */
   z.object({ op: z.literal('prefetch'), pages: prefetchPages }),
+  /** From now on pages that others needed may be fetched as well. */
+  z.object({ op: z.literal('push') }),
   /** Answered when the rehearsal is over, or there is to be none. */
   z.object({ op: z.literal('rehearsed') }),
   /** Which pages have come so far, zero pages not among them. */
@@ -158,7 +165,11 @@ const writtenPagesSchema = z.object({ bytes: z.number().int(), dataPages: z.numb
 export const saveReplySchema = z.object({ ram: writtenPagesSchema, disk: writtenPagesSchema.nullable() });
 export type SavedPages = z.infer<typeof saveReplySchema>;
 
-export const wakeUpReplySchema = z.object({ pages: z.array(z.number().int().min(0)) });
+export const learntReplySchema = z.object({
+  /** Pages of the first moments. */
+  wakeUp: z.array(z.number().int().min(0)),
+  needs: z.string(),
+});
 
 export const memserverStatsSchema = z.object({
   clients: z.number(),
@@ -245,6 +256,19 @@ export const memtapStatsSchema = z.object({
     })
     .nullable()
     .default(null),
+  /** Pages that others needed first (memtap/push.ts). */
+  push: z
+    .object({
+      /** That the memserver told of. */
+      toldPages: z.number(),
+      /** Fetched ahead; of these, about so many were used. */
+      pushedPages: z.number(),
+      usedPages: z.number(),
+      /** Not fetched, to see whether anybody comes for them; and of these, in blocks that somebody came for. */
+      heldBackPages: z.number(),
+      missedPages: z.number(),
+    })
+    .default({ toldPages: 0, pushedPages: 0, usedPages: 0, heldBackPages: 0, missedPages: 0 }),
   /** Bytes of pages that came on behalf of each process, by pid. */
   bytesByProcess: z.record(z.string(), z.number()),
 });

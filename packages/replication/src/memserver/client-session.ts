@@ -14,6 +14,7 @@ import {
   encodePageHello,
   PAGE_BYTES,
   PAGE_FLAG_COMPRESSIBLE,
+  PAGE_FLAG_EARLIER,
   PAGE_FLAG_URGENT,
   PAGE_FRAME_HEADER_BYTES,
   PAGE_HANDSHAKE_TIMEOUT_MS,
@@ -32,6 +33,7 @@ import {
 import type { MulticastServer } from './multicast-server.ts';
 import type { PageBuffer, PageBufferPool } from './page-buffers.ts';
 import type { Snapshot } from './snapshot.ts';
+import { NEEDS_MAX, runsOf, type Follower, type NeedLog } from './need-log.ts';
 import type { WakeUpLog } from './wake-up-log.ts';
 
 /** A peer that leaves this much unread is not sent more; it bounds the memory a slow client can hold. */
@@ -62,6 +64,7 @@ export interface SessionOptions {
   readonly buffers: PageBufferPool;
   readonly counters: SessionCounters;
   readonly wakeUp: WakeUpLog;
+  readonly needs: NeedLog;
   /** Of this connection, among all that the memserver ever had. */
   readonly id: number;
   /** Undefined: everything is unicast. */
@@ -72,7 +75,7 @@ export interface SessionOptions {
   readonly onReadFailed: (error: SnowflockError) => void;
 }
 
-export class ClientSession {
+export class ClientSession implements Follower {
   readonly #socket: Socket;
   readonly #options: SessionOptions;
   readonly #serverNonce = randomBytes(PAGE_NONCE_BYTES);
@@ -82,6 +85,9 @@ export class ClientSession {
   readonly #frame = createPageFrame();
   readonly #backlog: PageFrame[] = [];
   #slowReads = 0;
+  /** Of the log of needs: told so far, and how many more it wants to hear of. */
+  #told = 0;
+  #toTell = 0;
 
   constructor(options: SessionOptions) {
     this.#options = options;
@@ -91,11 +97,13 @@ export class ClientSession {
       clearTimeout(this.#deadline);
       this.#backlog.length = 0;
       options.multicast?.forget(options.id);
+      options.needs.leave(this);
       if (!this.#serving) options.onHandshakeFailed();
     });
     this.#socket.on('drain', () => {
       this.#socket.resume();
       if (this.#backlog.length > 0) options.onBacklog();
+      this.tell();
     });
     this.#socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     this.#deadline = setTimeout(() => this.destroy(), PAGE_HANDSHAKE_TIMEOUT_MS);
@@ -173,10 +181,31 @@ export class ClientSession {
       at += PAGE_FRAME_HEADER_BYTES;
       if (frame.type === PageFrameType.read) this.#takeRead(frame);
       else if (frame.type === PageFrameType.report) this.#options.multicast?.report(this.#options.id, frame);
+      else if (frame.type === PageFrameType.follow) this.#follow(frame.firstPage);
       else if (frame.type === PageFrameType.ping) this.#sendHeader({ ...frame, type: PageFrameType.pong });
       else throw new SnowflockError('bad-request', `a client sent a frame of type ${frame.type}`);
     }
     return at;
+  }
+
+  #follow(pages: number): void {
+    this.#toTell = Math.min(this.#toTell + pages, NEEDS_MAX);
+    this.#options.needs.follow(this);
+  }
+
+  tell(): void {
+    while (this.#toTell > 0 && !this.#socket.destroyed && this.#socket.writableLength < BULK_WINDOW_BYTES) {
+      const { pages, earlier } = this.#options.needs.next(this.#told, this.#toTell);
+      if (pages.length === 0) return;
+      this.#told += pages.length;
+      this.#toTell -= pages.length;
+      const frame = { ...createPageFrame(), type: PageFrameType.needed, region: PageRegion.ram };
+      frame.flags = earlier ? PAGE_FLAG_EARLIER : 0;
+      const runs = runsOf(pages);
+      const out = Buffer.allocUnsafe(runs.length * PAGE_FRAME_HEADER_BYTES);
+      runs.reduce((at, run) => writePageFrame(out, at, { ...frame, ...run }), 0);
+      this.#socket.write(out);
+    }
   }
 
   #takeRead(frame: PageFrame): void {
@@ -194,12 +223,13 @@ export class ClientSession {
   #serve(read: PageFrame): void {
     const { snapshot, buffers, counters } = this.#options;
     counters.requests++;
-    this.#options.wakeUp.note(read);
     const refusal = snapshot.refuse(read);
     if (refusal !== undefined) {
       this.#sendError(read, refusal);
       return;
     }
+    this.#options.wakeUp.note(read);
+    this.#options.needs.note(read);
     const buffer = buffers.borrow(read.pageCount);
     if (snapshot.isSlow(read)) {
       void this.#serveSlow({ ...read }, buffer);

@@ -52,6 +52,7 @@ export class MemserverControl {
         this.#options.pages.configure({
           key: Buffer.from(request.keyHex, 'hex'),
           multicastAddress: request.multicastAddress,
+          needs: request.needs === undefined ? undefined : Buffer.from(request.needs, 'base64'),
         });
         return {};
       case 'freeze':
@@ -66,8 +67,10 @@ export class MemserverControl {
         return this.#relay(request);
       case 'stats':
         return this.#stats();
-      case 'wake-up':
-        return { pages: this.#options.pages.wakeUp.pages };
+      case 'learnt': {
+        const { wakeUp, needs } = this.#options.pages;
+        return { wakeUp: wakeUp.pages, needs: needs.encode().toString('base64') };
+      }
       case 'stop':
         // after the reply has left
         setImmediate(this.#options.stop);

@@ -9,6 +9,7 @@ import { PageRegion } from '@snowflock/protocol/pages';
 import { MulticastServer } from './multicast-server.ts';
 import { ClientSession, type SessionCounters } from './client-session.ts';
 import { PageBufferPool } from './page-buffers.ts';
+import { NeedLog } from './need-log.ts';
 import type { Snapshot } from './snapshot.ts';
 import { WakeUpLog } from './wake-up-log.ts';
 
@@ -29,6 +30,7 @@ export class PageServer {
   readonly #sessions = new Set<ClientSession>();
   readonly #buffers = new PageBufferPool();
   readonly wakeUp = new WakeUpLog();
+  readonly needs = new NeedLog();
   readonly #counters: SessionCounters = {
     requests: 0,
     errors: 0,
@@ -63,9 +65,16 @@ export class PageServer {
   }
 
   /** `multicastAddress`: of the interface that pages may be sent to many hosts at once from. */
-  configure(options: { readonly key: Buffer; readonly multicastAddress: string | undefined }): void {
-    const { key, multicastAddress: address } = options;
+  configure(options: {
+    readonly key: Buffer;
+    readonly multicastAddress: string | undefined;
+    /** What an earlier fork's clones needed; undefined: clients are told of no needs. */
+    readonly needs: Buffer | undefined;
+  }): void {
+    const { key, multicastAddress: address, needs } = options;
     this.#key = key;
+    // what goes by multicast goes to all anyway
+    if (needs) this.needs.open({ earlier: needs, tellsOwn: address === undefined });
     if (address !== undefined && this.#multicast === undefined)
       this.#multicast = new MulticastServer({ key, address });
   }
@@ -96,6 +105,7 @@ export class PageServer {
 
   close(): void {
     this.#multicast?.close();
+    this.needs.close();
     this.#server.close();
     for (const session of this.#sessions) session.destroy();
   }
@@ -113,6 +123,7 @@ export class PageServer {
       buffers: this.#buffers,
       counters: this.#counters,
       wakeUp: this.wakeUp,
+      needs: this.needs,
       id: ++this.#sessionCount,
       multicast: this.#multicast,
       onBacklog: () => this.#scheduleTurn(),

@@ -32,6 +32,7 @@ import { type LaneKind, PageLink } from './page-link.ts';
 import { type PageRun, RequestsUnderWay } from './requests-under-way.ts';
 import { Control, PageState, RING_ENTRIES, RING_UNSENT, type SharedState, SlotKind } from './shared-state.ts';
 import { prefetchRuns } from './prefetch.ts';
+import { Push } from './push.ts';
 import { SlotTable } from './slot-table.ts';
 import { type NearFile, NearPages } from './near-pages.ts';
 import type { StoreQueue } from './store-queue.ts';
@@ -84,6 +85,10 @@ export class Fetcher {
   readonly #killedAskers: KilledAskers;
   readonly #requests: RequestsUnderWay;
   readonly #near: NearPages;
+  readonly #push: Push;
+  #pushes = false;
+  /** RAM pages that another memtap's file has. */
+  #nearMap: PresenceMap | undefined;
   #counters = noReads();
   /** A frame that came compressed. */
   readonly #unpacked = Buffer.from(new ArrayBuffer(PAGE_FRAME_MAX_BYTES));
@@ -115,6 +120,7 @@ export class Fetcher {
       drain: () => this.drain(),
       resolveAll: () => this.#resolveAll(),
     });
+    this.#push = new Push({ state, queue, requests: this.#requests, link: () => this.#link });
     this.#killedAskers = new KilledAskers(this.#slots);
     Atomics.store(state.control, Control.laneFd, -1);
   }
@@ -143,6 +149,7 @@ export class Fetcher {
       interruptedReads: this.#killedAskers.released,
       missLatency: this.#slots.latency.summary(),
       multicast: this.#multicast.stats(),
+      push: this.#push.stats(),
       bytesByProcess: this.#accounts.bytes,
     };
   }
@@ -159,6 +166,7 @@ export class Fetcher {
     if (this.#attached) throw new SnowflockError('bad-request', 'this memtap is attached already');
     this.#markHoles(presence);
     this.#attached = true;
+    this.#nearMap = near?.pages;
     const prefetch = options.prefetch.filter((page) => near?.pages.has(page) !== true);
     if (near) void this.#near.copy(near, options.prefetch);
     if (this.#source === undefined || !sameSource(this.#source, options)) {
@@ -171,6 +179,18 @@ export class Fetcher {
     // READs of holes need no link
     this.drain();
     this.#resolveAll();
+    this.#startPush();
+  }
+
+  /** From now on also what others needed is fetched. */
+  push(): void {
+    this.#pushes = true;
+    this.#startPush();
+  }
+
+  /** The presence map says what is a hole, so that it comes first. */
+  #startPush(): void {
+    if (this.#pushes && this.#attached && this.frozen) this.#push.start(this.#nearMap);
   }
 
   /** RAM pages in order of need: at once, or as soon as the source has its snapshot. */
@@ -204,6 +224,7 @@ export class Fetcher {
       onFailed: (reason) => this.#linkFailed(reason),
       onPace: (narrow) => Atomics.store(this.#state.control, Control.narrow, narrow ? 1 : 0),
       onData: (which, frame, bytes, offset) => this.#receive(which, frame, bytes, offset),
+      onNeeded: (frame) => this.#push.told(frame),
       onTick: () => this.drain(),
       demandPending: () => this.#requests.demandParts,
       bulkPending: () => this.#requests.bulkCount,
@@ -219,6 +240,7 @@ export class Fetcher {
 
   close(): void {
     this.#near.close();
+    this.#push.stop();
     this.#killedAskers.close();
     this.#multicast.close();
     this.#revokeLane();
@@ -248,6 +270,7 @@ export class Fetcher {
       return;
     }
     const held = this.#slots.adopt(slot);
+    if (held.region === PageRegion.ram) this.#push.missed(held.firstPage, held.pageCount);
     if (kind === SlotKind.sent) {
       this.#requests.demandSent(held);
       this.#counters.demandReads++;
@@ -343,6 +366,7 @@ export class Fetcher {
       const asker = this.#slots.askerOf(frame);
       const pages = this.#delivery.deliver(frame, bytes, offset);
       this.#accounts.add(asker, pages * PAGE_BYTES);
+      this.#push.answered(frame.requestId);
     } else {
       const held = this.#requests.endDemandPart(frame);
       const pages = this.#delivery.deliver(frame, bytes, offset);
@@ -370,6 +394,7 @@ export class Fetcher {
     this.#startPrefetch();
     this.drain();
     this.#resolveAll();
+    this.#startPush();
   }
 
   /** The source has its snapshot, as far as the present link knows. */
@@ -416,6 +441,7 @@ export class Fetcher {
     this.#revokeLane();
     this.drain();
     this.#requests.abandonAll();
+    this.#push.stop();
     this.#multicast.stop();
   }
 

@@ -32,6 +32,9 @@ export class MemtapControl {
       case 'prefetch':
         this.#mount.fetcher.fetchAhead(request.pages);
         return {};
+      case 'push':
+        this.#mount.fetcher.push();
+        return {};
       case 'rehearsed':
         await this.#mount.rehearsed;
         return {};

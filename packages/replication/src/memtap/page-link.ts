@@ -47,6 +47,8 @@ export interface PageLinkOptions {
   /** The link turned out to be narrow, or no longer. */
   readonly onPace: (narrow: boolean) => void;
   readonly onData: (which: LaneKind, frame: PageFrame, bytes: Buffer, offset: number) => void;
+  /** The source told of pages that others needed. */
+  readonly onNeeded: (frame: Readonly<PageFrame>) => void;
   /** Called on every tick, before stalls are looked for. */
   readonly onTick: () => void;
   /** Requests under way on the demand lane. */
@@ -136,6 +138,13 @@ export class PageLink {
     frame.firstPage = Math.min(Math.round(said.intervalMs * 1000), UINT32_MAX);
     frame.pageCount = Math.min(said.heardBytes, UINT16_MAX);
     writePageFrame(out, 0, frame);
+    this.#write(out);
+  }
+
+  /** Asks to be told of so many more pages that others needed. */
+  follow(pages: number): void {
+    const out = Buffer.allocUnsafe(PAGE_FRAME_HEADER_BYTES);
+    writePageFrame(out, 0, { ...createPageFrame(), type: PageFrameType.follow, firstPage: pages });
     this.#write(out);
   }
 
@@ -271,6 +280,9 @@ export class PageLink {
       case PageFrameType.pong:
         this.#pingPending = false;
         if (this.#options.demandPending() + this.#options.bulkPending() === 0) this.#lastDataMs = now;
+        return;
+      case PageFrameType.needed:
+        this.#options.onNeeded(frame);
         return;
       case PageFrameType.error:
         this.#refused(origin.source, frame.flags);

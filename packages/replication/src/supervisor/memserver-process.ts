@@ -4,11 +4,11 @@ import { z } from 'zod';
 import { SnowflockError } from '@snowflock/protocol/pages';
 import {
   freezeReplySchema,
+  learntReplySchema,
   type MemserverStats,
   memserverStatsSchema,
   type SavedPages,
   saveReplySchema,
-  wakeUpReplySchema,
 } from '../control/schemas.ts';
 import type { MemtapFilesOptions } from '../memserver/memtap-files.ts';
 import { logArguments, type LogSubject } from '../process-log.ts';
@@ -64,6 +64,13 @@ export interface KeepOptions {
   readonly from: MemtapFilesOptions;
   readonly ramPath: string;
   readonly diskPath?: string;
+}
+
+export interface Learnt {
+  /** RAM pages that clones waited for in their first moments, in that order. */
+  readonly wakeUpPages: readonly number[];
+  /** All that they needed, in that order, as `configure` of the next fork's memserver wants it. */
+  readonly needs: Buffer;
 }
 
 /** Writing gigabytes to a slow disk; a memserver that dies is noticed at once. */
@@ -127,9 +134,12 @@ export class MemserverProcess extends ManagedProcess {
     readonly key: Buffer;
     /** Of the interface that pages may go to many hosts at once from. */
     readonly multicastAddress?: string | undefined;
+    /** What the clones of an earlier fork needed; absent: none of this one's hosts is told what others need. */
+    readonly needs?: Buffer | undefined;
   }): Promise<void> {
     const { key, multicastAddress } = options;
-    await this.call('configure', { keyHex: key.toString('hex'), multicastAddress }, z.object({}));
+    const needs = options.needs?.toString('base64');
+    await this.call('configure', { keyHex: key.toString('hex'), multicastAddress, needs }, z.object({}));
   }
 
   /** Takes the frozen process over and reads its page map. Once. */
@@ -168,9 +178,10 @@ export class MemserverProcess extends ManagedProcess {
     return this.call('save', { checkpoint, ...paths }, saveReplySchema, SAVE_TIMEOUT_MS);
   }
 
-  /** RAM pages that clones waited for in their first moments, in that order. */
-  async wakeUpPages(): Promise<number[]> {
-    return (await this.call('wake-up', {}, wakeUpReplySchema)).pages;
+  /** What can be known of the next fork's clones from those of this one. */
+  async learnt(): Promise<Learnt> {
+    const { wakeUp, needs } = await this.call('learnt', {}, learntReplySchema);
+    return { wakeUpPages: wakeUp, needs: Buffer.from(needs, 'base64') };
   }
 
   async stats(): Promise<MemserverStats> {

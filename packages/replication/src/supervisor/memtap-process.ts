@@ -123,6 +123,11 @@ export class MemtapProcess extends ManagedProcess {
     await this.call('prefetch', { pages }, z.object({}));
   }
 
+  /** From now on pages that others needed are fetched as well; before, they would stand in the way of clones that start. */
+  async push(): Promise<void> {
+    await this.call('push', {}, z.object({}));
+  }
+
   /** The same pages from another source, which has all of them. */
   async move(options: ConnectOptions): Promise<void> {
     await this.call('move', sourceFields(options), z.object({}));
