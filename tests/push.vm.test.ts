@@ -43,6 +43,11 @@ describe.skipIf(!RUN)('pages that other clones needed', () => {
     const sum = await blob(master);
     const first = await forked(master);
     expect(await first.far.sh(SUM)).toBe(sum);
+    // and of each it is known what it fetched, and how long it waited
+    const [account] = await lab().clonesOn(REMOTE, master.clusterid);
+    expect(account?.fetchedBytes).toBeGreaterThan(8_000_000);
+    expect(account?.waits?.count).toBeGreaterThan(50);
+    expect(account?.waits?.sumUs).toBeGreaterThan(account?.waits?.medianUs ?? NaN);
     // what changed is not to be found in the earlier fork's memtap
     await master.sh('cp /run/blob /run/other; cat /run/other > /run/blob; rm /run/other');
     const before = await pushed();

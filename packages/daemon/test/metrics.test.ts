@@ -21,7 +21,8 @@ function memtap(changes: Partial<MemtapStats> = {}): MemtapStats {
   const numbers = Object.keys(memtapStatsSchema.shape).map((name) => [name, 0] as const);
   return memtapStatsSchema.parse({
     ...Object.fromEntries(numbers),
-    ...{ attached: true, sourceLost: null, missLatency: LATENCY, bytesByProcess: {}, multicast: null },
+    ...{ attached: true, sourceLost: null, missLatency: LATENCY, byProcess: {}, multicast: null },
+    push: undefined,
     ...changes,
   });
 }

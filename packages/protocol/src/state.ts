@@ -103,6 +103,18 @@ export const CloneRecord = z.object({
   firstAnswerAtMs: z.number().nullable(),
   /** Bytes of pages that came over the network because this clone touched them, or their neighbours with them. */
   fetchedBytes: z.number().nullable(),
+  /** How often and how long it waited for pages, in microseconds; null: it has not, or nothing is known of it. */
+  waits: z
+    .object({
+      count: z.int(),
+      minUs: z.number(),
+      medianUs: z.number(),
+      p99Us: z.number(),
+      maxUs: z.number(),
+      sumUs: z.number(),
+    })
+    .nullable()
+    .default(null),
   /** All of its pages are on its host: it needs its parent's no more. */
   detached: z.boolean().default(false),
   /** Of the memtap that all clones of the ticket on this host share. */

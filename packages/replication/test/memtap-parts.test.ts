@@ -14,6 +14,7 @@ import {
   PageFrameType,
 } from '@snowflock/protocol/pages';
 import { LatencyHistogram } from '../src/latency-histogram.ts';
+import { AskerAccounts } from '../src/memtap/asker-accounts.ts';
 import { Delivery } from '../src/memtap/delivery.ts';
 import { ReadAnswerer } from '../src/memtap/held-reads.ts';
 import { ReadAhead } from '../src/memtap/read-ahead.ts';
@@ -143,7 +144,8 @@ describe('delivery', () => {
     const fd = openSync(join(directory, 'fuse'), 'w+');
     try {
       const state = new SharedState(allocateShared({ ramPages: 16, diskPages: 0 }));
-      const slots = new SlotTable({ state, answerer: new ReadAnswerer(fd) });
+      const accounts = new AskerAccounts();
+      const slots = new SlotTable({ state, answerer: new ReadAnswerer(fd), accounts });
       const queue = new StoreQueue(allocateStoreQueue());
       const delivery = new Delivery({ state, slots, queue });
       state.slots[Slot.sizeBytes] = 8 * PAGE_BYTES;

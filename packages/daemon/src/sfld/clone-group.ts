@@ -577,6 +577,7 @@ export class CloneGroup implements AsyncDisposable {
 }
 
 function fullRecord(clone: CloneVm, detached: boolean, replication: MemtapStats | null): CloneRecord {
-  const fetchedBytes = replication === null ? null : (replication.bytesByProcess[String(clone.pid)] ?? 0);
-  return { ...clone.record(), fetchedBytes, detached, replication };
+  const { bytes = 0, waits = null } = replication?.byProcess[String(clone.pid)] ?? {};
+  const fetchedBytes = replication === null ? null : bytes;
+  return { ...clone.record(), fetchedBytes, waits, detached, replication };
 }

@@ -336,7 +336,7 @@ export class CloneVm implements AsyncDisposable {
     return settling;
   }
 
-  record(): Omit<CloneRecord, 'replication' | 'fetchedBytes' | 'detached'> {
+  record(): Omit<CloneRecord, 'replication' | 'fetchedBytes' | 'waits' | 'detached'> {
     return {
       ticket: this.ticket,
       ...this.ref,

@@ -269,7 +269,7 @@ export const memtapStatsSchema = z.object({
       missedPages: z.number(),
     })
     .default({ toldPages: 0, pushedPages: 0, usedPages: 0, heldBackPages: 0, missedPages: 0 }),
-  /** Bytes of pages that came on behalf of each process, by pid. */
-  bytesByProcess: z.record(z.string(), z.number()),
+  /** Bytes of pages that came on behalf of each process, and how long it waited, by pid. */
+  byProcess: z.record(z.string(), z.object({ bytes: z.number(), waits: latencySchema })),
 });
 export type MemtapStats = z.infer<typeof memtapStatsSchema>;

@@ -1,28 +1,56 @@
-// How many bytes came over the network on whose behalf. A fetch is put down to the process whose fault asked for it, neighbours
+// What came over the network on whose behalf, and how long who waited. A fetch is put down to the process whose fault asked for it, neighbours
 // fetched along included; a page that several processes wait for is the first one's.
 
 import { readFileSync } from 'node:fs';
+import { LatencyHistogram, type LatencySummary } from '../latency-histogram.ts';
 
 /** Threads and processes remembered: the QEMUs of one host's clones, with their threads. Beyond it, accounts go to process 0. */
 const MAX_ENTRIES = 16_384;
 
+interface Account {
+  bytes: number;
+  readonly waits: LatencyHistogram;
+}
+
+export interface AskerAccount {
+  readonly bytes: number;
+  /** Of READs for pages that were not here. */
+  readonly waits: LatencySummary;
+}
+
 export class AskerAccounts {
   readonly #processOf = new Map<number, number>();
-  readonly #bytes = new Map<number, number>();
+  readonly #accounts = new Map<number, Account>();
 
   /** `thread` as the FUSE request has it: the thread that faulted. */
-  add(thread: number, bytes: number): void {
-    const process = this.#process(thread);
-    this.#bytes.set(process, (this.#bytes.get(process) ?? 0) + bytes);
+  fetched(thread: number, bytes: number): void {
+    this.#account(thread).bytes += bytes;
+  }
+
+  waited(thread: number, us: number): void {
+    this.#account(thread).waits.record(us);
   }
 
   clear(): void {
-    this.#bytes.clear();
+    this.#accounts.clear();
   }
 
   /** By pid. */
-  get bytes(): Record<string, number> {
-    return Object.fromEntries(this.#bytes);
+  summary(): Record<string, AskerAccount> {
+    const entries = [...this.#accounts];
+    return Object.fromEntries(
+      entries.map(([pid, { bytes, waits }]) => [pid, { bytes, waits: waits.summary() }]),
+    );
+  }
+
+  #account(thread: number): Account {
+    const process = this.#process(thread);
+    let account = this.#accounts.get(process);
+    if (account === undefined) {
+      account = { bytes: 0, waits: new LatencyHistogram() };
+      this.#accounts.set(process, account);
+    }
+    return account;
   }
 
   #process(thread: number): number {

@@ -106,7 +106,8 @@ export class Fetcher {
     const { state, queue } = options;
     this.#state = state;
     this.#queue = queue;
-    this.#slots = new SlotTable({ state, answerer: new ReadAnswerer(options.fuseFd) });
+    const answerer = new ReadAnswerer(options.fuseFd);
+    this.#slots = new SlotTable({ state, answerer, accounts: this.#accounts });
     this.#requests = new RequestsUnderWay({ state, slots: this.#slots });
     this.#delivery = new Delivery({ state, slots: this.#slots, queue });
     this.#multicast = new MulticastPath({
@@ -150,7 +151,7 @@ export class Fetcher {
       missLatency: this.#slots.latency.summary(),
       multicast: this.#multicast.stats(),
       push: this.#push.stats(),
-      bytesByProcess: this.#accounts.bytes,
+      byProcess: this.#accounts.summary(),
     };
   }
 
@@ -365,12 +366,12 @@ export class Fetcher {
       this.#requests.endBulk(frame);
       const asker = this.#slots.askerOf(frame);
       const pages = this.#delivery.deliver(frame, bytes, offset);
-      this.#accounts.add(asker, pages * PAGE_BYTES);
+      this.#accounts.fetched(asker, pages * PAGE_BYTES);
       this.#push.answered(frame.requestId);
     } else {
       const held = this.#requests.endDemandPart(frame);
       const pages = this.#delivery.deliver(frame, bytes, offset);
-      this.#accounts.add(held.pid, pages * PAGE_BYTES);
+      this.#accounts.fetched(held.pid, pages * PAGE_BYTES);
       this.#slots.settle(held);
     }
     if (frame.type === PageFrameType.split) this.#multicast.promised(frame, bytes, offset);

@@ -5,6 +5,7 @@
 
 import { PAGE_BYTES, type PageFrame } from '@snowflock/protocol/pages';
 import { LatencyHistogram } from '../latency-histogram.ts';
+import type { AskerAccounts } from './asker-accounts.ts';
 import { HeldRead, type ReadAnswerer } from './held-reads.ts';
 import {
   Control,
@@ -22,10 +23,16 @@ export class SlotTable {
   readonly all: readonly HeldRead[];
   readonly #state: SharedState;
   readonly #answerer: ReadAnswerer;
+  readonly #accounts: AskerAccounts;
 
-  constructor(options: { readonly state: SharedState; readonly answerer: ReadAnswerer }) {
+  constructor(options: {
+    readonly state: SharedState;
+    readonly answerer: ReadAnswerer;
+    readonly accounts: AskerAccounts;
+  }) {
     this.#state = options.state;
     this.#answerer = options.answerer;
+    this.#accounts = options.accounts;
     this.all = Array.from({ length: SLOT_COUNT }, (_, slot) => new HeldRead(slot));
   }
 
@@ -79,7 +86,9 @@ export class SlotTable {
     if (held.single) this.#answerer.answer(held, from.subarray(offset, offset + PAGE_BYTES));
     else if (this.#answerer.fill(held, page, from, offset)) this.#answerer.answerAssembled(held);
     else return;
-    this.latency.record(sharedNowUs() - held.timeUs);
+    const us = sharedNowUs() - held.timeUs;
+    this.latency.record(us);
+    this.#accounts.waited(held.pid, us);
     this.#unlist(held);
   }
 
