@@ -3,6 +3,7 @@
 import { describe, expect, it } from 'vitest';
 import { eventually } from './support/deadline.ts';
 import type { Guest } from './support/guest.ts';
+import { SystemState } from '@snowflock/protocol';
 import { requireVm } from './require-vm.ts';
 import { getText } from './support/get-text.ts';
 import { MICRO, sharedLab } from './support/test-lab.ts';
@@ -44,8 +45,11 @@ describe.skipIf(!RUN)('pages that other clones needed', () => {
     const first = await forked(master);
     expect(await first.far.sh(SUM)).toBe(sum);
     // and of each it is known what it fetched, and how long it waited
-    const [account] = await lab().clonesOn(REMOTE, master.clusterid);
-    expect(account?.fetchedBytes).toBeGreaterThan(8_000_000);
+    const { status, out } = await lab().command('sfstate', ['--fetched', '--json']);
+    expect(status).toBe(0);
+    const vms = SystemState.parse(JSON.parse(out)).clusters.flatMap((cluster) => cluster.vms);
+    const account = vms.find(({ host, vmid }) => host === 'host2' && vmid > 0)?.fetched;
+    expect(account?.bytes).toBeGreaterThan(8_000_000);
     expect(account?.waits?.count).toBeGreaterThan(50);
     expect(account?.waits?.sumUs).toBeGreaterThan(account?.waits?.medianUs ?? NaN);
     // what changed is not to be found in the earlier fork's memtap

@@ -1,6 +1,6 @@
 // The state of a system as tables for people: hosts with what is free on them, then each cluster with its VMs and tickets.
 
-import type { SystemState } from '@snowflock/protocol';
+import type { SystemState, VmState } from '@snowflock/protocol';
 import { formatBytes, formatTable, type Column } from './table.ts';
 
 const HOST_COLUMNS: readonly Column[] = [
@@ -21,6 +21,14 @@ const VM_COLUMNS: readonly Column[] = [
   { title: 'IP' },
   { title: 'TICKET' },
   { title: 'REASON' },
+];
+const FETCHED_COLUMNS: readonly Column[] = [
+  { title: 'CLONE' },
+  { title: 'FETCHED', align: 'right' },
+  { title: 'WAITS', align: 'right' },
+  { title: 'WAITED', align: 'right' },
+  { title: 'MEDIAN', align: 'right' },
+  { title: '99 %', align: 'right' },
 ];
 const TICKET_COLUMNS: readonly Column[] = [
   { title: 'TICKET' },
@@ -59,6 +67,11 @@ export function formatState(
       vm.reason ?? '',
     ]);
     lines.push(...indent(formatTable(VM_COLUMNS, rows, narrower(options))));
+    const fetched = vms.flatMap((vm) =>
+      vm.fetched ? [fetchedRow(`${clusterid}:${vm.vmid}`, vm.fetched)] : [],
+    );
+    if (fetched.length > 0)
+      lines.push('', ...indent(formatTable(FETCHED_COLUMNS, fetched, narrower(options))));
     if (tickets.length === 0) continue;
     const list = tickets.map(({ ticket, status, owner, clones }) => [
       ticket,
@@ -70,6 +83,18 @@ export function formatState(
   }
   if (state.clusters.length === 0) lines.push('', 'no clusters; sfseed CFGFILE starts one');
   return lines.join('\n') + '\n';
+}
+
+function fetchedRow(name: string, { bytes, waits }: NonNullable<VmState['fetched']>): string[] {
+  const ms = (us: number | undefined): string => (us === undefined ? '-' : `${(us / 1000).toFixed(1)} ms`);
+  return [
+    name,
+    formatBytes(bytes),
+    String(waits?.count ?? 0),
+    ms(waits?.sumUs),
+    ms(waits?.medianUs),
+    ms(waits?.p99Us),
+  ];
 }
 
 function indent(lines: readonly string[]): string[] {

@@ -18,11 +18,12 @@ export function sfstateProgram(): Command {
       '--watch',
       'show it until Ctrl-C: a terminal is drawn anew at every change, a pipe gets a line for each',
     )
+    .option('--fetched', 'with what each running clone has fetched of its parent, and how it waited for it')
     .option(...SOCKET_OPTION)
-    .action(async (options: { json?: boolean; watch?: boolean; socket?: string }) => {
+    .action(async (options: { json?: boolean; watch?: boolean; fetched?: boolean; socket?: string }) => {
       await using system = openSystem(options);
-      const look = (signal?: AbortSignal): Promise<SystemState> => system.state({ signal });
-      const { json = false } = options;
+      const { json = false, fetched = false } = options;
+      const look = (signal?: AbortSignal): Promise<SystemState> => system.state({ signal, fetched });
       if (options.watch) {
         // awaited here: the system is closed when this returns
         return await watchState(look, { output: process.stdout, json, signal: interruptSignal() });

@@ -135,6 +135,18 @@ cluster 0: debian, 1 VCPU, 512M each
     expect(formatState({ ...STATE, clusters: [] })).toMatch(/no clusters; sfseed CFGFILE starts one/);
   });
 
+  it('show what clones have fetched, where it is known', () => {
+    const waits = { count: 250, minUs: 90, medianUs: 210, p99Us: 3100, maxUs: 4000, sumUs: 81_240 };
+    const clusters = STATE.clusters.map((cluster) => ({
+      ...cluster,
+      vms: cluster.vms.map((vm) => (vm.vmid === 1 ? { ...vm, fetched: { bytes: 3 * 2 ** 20, waits } } : vm)),
+    }));
+    expect(formatState({ ...STATE, clusters })).toContain(`
+  CLONE  FETCHED  WAITS   WAITED  MEDIAN    99 %
+  0:1         3M    250  81.2 ms  0.2 ms  3.1 ms
+`);
+  });
+
   it('show a lab', () => {
     const lab = { name: 'x', problem: null, cpus: null, ramBytes: null, hosts: [] };
     expect(formatLab({ ...lab, status: 'none' })).toMatch(/there is no lab 'x'/);

@@ -64,7 +64,7 @@ export const SFLD_ROUTES = {
     method: 'GET',
     path: '/v1/clones',
     summary: 'The clones of this host with their times and what they fetched; of one ticket, or all',
-    roles: PEOPLE,
+    roles: ['master', ...PEOPLE],
     query: z.object({ ticket: ticketId.optional() }),
     reply: z.array(CloneRecord),
   },

@@ -61,8 +61,10 @@ export const SFMD_ROUTES = {
   state: {
     method: 'GET',
     path: '/v1/state',
-    summary: 'Hosts, clusters, VMs and tickets',
+    summary:
+      'Hosts, clusters, VMs and tickets; with fetched=1 what each clone fetched, which its host is asked',
     roles: ['host', ...PEOPLE],
+    query: z.object({ fetched: flag.default(false) }),
     reply: SystemState,
   },
   events: {

@@ -7,6 +7,17 @@ import { ticketId, vmName, VmShape } from './vm-shape.ts';
 export const VmStatus = z.enum(['preparing', 'booting', 'running', 'exited', 'lost', 'destroyed']);
 export type VmStatus = z.infer<typeof VmStatus>;
 
+/** How often and how long a VM waited for pages that were not on its host, in microseconds. */
+export const PageWaits = z.object({
+  count: z.int(),
+  minUs: z.number(),
+  medianUs: z.number(),
+  p99Us: z.number(),
+  maxUs: z.number(),
+  sumUs: z.number(),
+});
+export type PageWaits = z.infer<typeof PageWaits>;
+
 export const VmState = z.object({
   vmid,
   status: VmStatus,
@@ -16,6 +27,8 @@ export const VmState = z.object({
   ip: z.string(),
   ticket: ticketId.nullable(),
   reason: z.string().nullable(),
+  /** Of a running clone, when it was asked for and its host answered: bytes that came over the network on its behalf, and its waits for them. */
+  fetched: z.object({ bytes: z.number(), waits: PageWaits.nullable() }).optional(),
 });
 export type VmState = z.infer<typeof VmState>;
 
@@ -103,18 +116,8 @@ export const CloneRecord = z.object({
   firstAnswerAtMs: z.number().nullable(),
   /** Bytes of pages that came over the network because this clone touched them, or their neighbours with them. */
   fetchedBytes: z.number().nullable(),
-  /** How often and how long it waited for pages, in microseconds; null: it has not, or nothing is known of it. */
-  waits: z
-    .object({
-      count: z.int(),
-      minUs: z.number(),
-      medianUs: z.number(),
-      p99Us: z.number(),
-      maxUs: z.number(),
-      sumUs: z.number(),
-    })
-    .nullable()
-    .default(null),
+  /** Null: it has not waited, or nothing is known of it. */
+  waits: PageWaits.nullable().default(null),
   /** All of its pages are on its host: it needs its parent's no more. */
   detached: z.boolean().default(false),
   /** Of the memtap that all clones of the ticket on this host share. */

@@ -66,11 +66,14 @@ export class System implements AsyncDisposable {
     });
   }
 
-  /** Hosts, clusters, VMs and tickets. */
-  state({ signal }: CallOptions = {}): Promise<SystemState> {
+  /** Hosts, clusters, VMs and tickets; `fetched`: with what each running clone has fetched, which its host is asked. */
+  state({
+    signal,
+    fetched = false,
+  }: CallOptions & { readonly fetched?: boolean } = {}): Promise<SystemState> {
     return this.#reach.ask({
       method: 'GET',
-      path: '/state',
+      path: `/state${fetched ? '?fetched=1' : ''}`,
       reply: SystemState,
       timeoutMs: STATE_TIMEOUT_MS,
       ...(signal && { signal }),

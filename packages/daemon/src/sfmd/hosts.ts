@@ -5,6 +5,7 @@
 
 import {
   CheckpointFrozen,
+  CloneRecord,
   ControlClient,
   formatVmRef,
   NoReply,
@@ -30,6 +31,8 @@ const PREPARE_TIMEOUT_MS = 30_000;
 const FREEZE_TIMEOUT_MS = 30_000;
 /** Results of its clones go along, before it is paused. */
 const SEND_VM_TIMEOUT_MS = 300_000;
+/** Somebody waits and looks. */
+const CLONES_TIMEOUT_MS = 2_000;
 /** Killing processes and unmounting; a host that takes longer is asked again. */
 const DESTROY_TIMEOUT_MS = 10_000;
 
@@ -58,6 +61,8 @@ export interface Hosts extends Disposable {
   resetVm(at: HostAddress, vm: VmRef, signal: AbortSignal): Promise<void>;
   /** Answers what became of it. The end of its cluster does not wait for it. */
   sendVm(at: HostAddress, vm: VmRef, body: SendVm, signal: AbortSignal): Promise<SendVmReply>;
+  /** What clones run there, and what they fetched. */
+  clones(at: HostAddress, signal: AbortSignal): Promise<CloneRecord[]>;
   /** Of a ticket, of a VM, or with null for both of the whole cluster. Idempotent. */
   destroy(at: HostAddress, what: Destroyed, signal: AbortSignal): Promise<void>;
 }
@@ -151,6 +156,16 @@ export class HostClients implements Hosts {
       body,
       reply: SendVmReply,
       timeoutMs: SEND_VM_TIMEOUT_MS,
+      signal,
+    });
+  }
+
+  clones(at: HostAddress, signal: AbortSignal): Promise<CloneRecord[]> {
+    return this.#client(at).request({
+      method: 'GET',
+      path: '/v1/clones',
+      reply: CloneRecord.array(),
+      timeoutMs: CLONES_TIMEOUT_MS,
       signal,
     });
   }

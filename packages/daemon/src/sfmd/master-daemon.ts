@@ -20,6 +20,7 @@ import {
   type RedeemRequest,
   type SeedReply,
   type SeedRequest,
+  type SystemState,
   type TicketGrant,
   type TicketRequest,
   type VmEnded,
@@ -39,6 +40,7 @@ import {
   outcomes,
   pastOf,
   redemption,
+  systemState,
   waitState,
 } from '@snowflock/cluster';
 import type {
@@ -59,6 +61,7 @@ import { Checkpoints } from './checkpoints.ts';
 import { Cleanups } from './cleanups.ts';
 import { effectSubject } from './effect-subject.ts';
 import { EventLog, eventOf } from './event-log.ts';
+import { withFetched } from './fetched.ts';
 import type { HostAddress, Hosts } from './hosts.ts';
 import { Migrations } from './migrations.ts';
 import { PowerOffs } from './power-offs.ts';
@@ -195,6 +198,15 @@ export class MasterDaemon implements Disposable {
 
   get system(): SystemData {
     return this.#system;
+  }
+
+  /** `fetched`: with what clones have fetched, as far as their hosts answer. */
+  async state({ fetched }: { readonly fetched: boolean }): Promise<SystemState> {
+    const state = systemState(this.#system);
+    if (!fetched) return state;
+    return withFetched(state, async (host) =>
+      this.#options.hosts.clones(this.#address(host), this.#closing.signal),
+    );
   }
 
   [Symbol.dispose](): void {

@@ -2,7 +2,7 @@
 
 import type { FastifyInstance } from 'fastify';
 import { SFMD_ROUTES as ROUTES, type RouteSpec } from '@snowflock/protocol';
-import { systemState, ticketInfo, ticketList } from '@snowflock/cluster';
+import { ticketInfo, ticketList } from '@snowflock/cluster';
 import { sfmdDocument } from '../api-documents.ts';
 import type { DaemonMetrics } from '../metrics.ts';
 import { serve as serveAny, type RouteHandler } from '../serve.ts';
@@ -25,7 +25,7 @@ export function registerRoutes(
   serve(ROUTES.metrics, () => metrics.text());
   serve(ROUTES.openapi, () => sfmdDocument());
 
-  serve(ROUTES.state, () => systemState(daemon.system));
+  serve(ROUTES.state, ({ query }) => daemon.state(query));
   serve(ROUTES.events, ({ query, request, reply }) => {
     const after = request.headers['last-event-id'];
     const options = { clusterid: query.cluster ?? null, after: typeof after === 'string' ? after : null };
