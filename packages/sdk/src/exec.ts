@@ -186,7 +186,7 @@ class Session {
       });
       this.#connection.on('error', fail);
       const lost =
-        'the connection ended before the command did: the VM or its sfld is gone, or the VM runs on another host now, and the command with it; see sfstate';
+        'the connection ended before the command did: the VM is gone, or its sfld, or that of a host that it was on since the command was started; see sfstate';
       this.#connection.on('close', () => {
         // A status that came last still waits for its output to be written: that wins.
         writes.then(() => setImmediate(() => reject(new SnowflockError('vm-failed', lost))), reject);

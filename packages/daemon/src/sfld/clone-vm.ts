@@ -294,8 +294,9 @@ export class CloneVm implements AsyncDisposable {
    * nowhere else. Its guest is told nothing but the time.
    */
   async arrive(descriptor: Descriptor, commit: () => void): Promise<void> {
-    const { forkId, nclones, prefetch, held, isolated } = descriptor.header;
+    const { forkId, nclones, prefetch, held, isolated, channel } = descriptor.header;
     const { vcpus, ticket } = this.#options;
+    if (channel) this.port.exec.expect(channel);
     this.forks.learnWakeUp(prefetch);
     this.#at.descriptor = monotonicMs();
     // Nothing leaves it before it runs, and then it is who it always was.

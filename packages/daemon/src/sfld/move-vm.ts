@@ -24,6 +24,7 @@ import {
 import { logAbout } from '../log.ts';
 import type { CloneVm } from './clone-vm.ts';
 import type { HostContext } from './context.ts';
+import { relayExecClients } from './exec-relay.ts';
 import type { ForkSource } from './fork-source.ts';
 import { launchClones } from './launch.ts';
 import type { MasterVm } from './master-vm.ts';
@@ -77,8 +78,10 @@ export async function moveVm(context: HostContext, move: MoveOf): Promise<Moved>
     reason = launched.reason;
     return settleMove(context, { ...vm.ref, ticket, to });
   });
-  if (outcome === 'moved')
+  if (outcome === 'moved') {
+    if (held) relayExecClients(context, { vm, to });
     for (const box of context.results.boxesOf(vm.ref)) await context.results.remove(box.ticket);
+  }
   return { outcome, pausedMs, reason };
 }
 

@@ -3,7 +3,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
 import {
   decodeDescriptor,
   formatVmRef,
@@ -21,6 +20,7 @@ import { sfldDocument } from '../api-documents.ts';
 import type { ControlServer } from '../http.ts';
 import { callerSignal, noContent } from '../http-routes.ts';
 import type { UpgradeRequest } from '../http-upgrade.ts';
+import { joinConnections } from '../join-connections.ts';
 import { serve } from '../serve.ts';
 import { checkReach, listenForReach } from './reach.ts';
 import { exposePort, hidePort } from './expose.ts';
@@ -33,7 +33,6 @@ import { atVmsHost } from './vm-locations.ts';
 const FORWARD_TIMEOUT_MS = 7 * 24 * 3600 * 1000;
 const STATE_TIMEOUT_MS = 10_000;
 const UPGRADE_TIMEOUT_MS = 30_000;
-const RELAY_LISTENERS_MAX = 32;
 /** Below what an upgrade may take in all; a caller whose guest still boots then tries again. */
 const AGENT_READY_TIMEOUT_MS = 25_000;
 
@@ -178,7 +177,9 @@ export function registerUpgrades(server: Pick<ControlServer, 'onUpgrade'>, daemo
   server.onUpgrade(ROUTES.exec, (request) =>
     relay(daemon, request, ROUTES.exec.reply, async (vm) => {
       await within(vm.port.ready, AGENT_READY_TIMEOUT_MS, 'the start of the guest agent');
-      vm.port.exec.serve(request.accept());
+      const token = request.query.get('expected');
+      if (token !== null) vm.port.exec.assertExpected(token);
+      vm.port.exec.serve(request.accept(), token);
     }),
   );
   server.onUpgrade(ROUTES.console, (request) =>
@@ -210,11 +211,7 @@ async function relay(
       `VM ${ref.clusterid}:${ref.vmid} is not on host ${daemon.context.host}`,
     );
   const remote = await connectRemote(daemon, ref, { protocol, signal: request.signal });
-  const client = request.accept();
-  // each pipeline listens to both sockets
-  for (const each of [client, remote]) each.setMaxListeners(RELAY_LISTENERS_MAX);
-  const both = [pipeline(client, remote), pipeline(remote, client)];
-  await Promise.allSettled(both);
+  await joinConnections(request.accept(), remote);
 }
 
 async function connectRemote(
