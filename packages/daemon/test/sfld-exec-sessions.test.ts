@@ -15,6 +15,7 @@ import {
 } from '@snowflock/protocol';
 import { AgentLink } from '@snowflock/vm';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import type { LetGo } from '../src/sfld/client-relay.ts';
 import { ExecSessions } from '../src/sfld/exec-sessions.ts';
 import { joinConnections } from '../src/join-connections.ts';
 
@@ -162,9 +163,11 @@ describe('exec sessions', () => {
     expect(state).toMatchObject({ execIds: 1, execClients: [{ sessions: [[SESSION, 1]] }] });
     to.sessions.expect(state);
     to.guest.output(1, 'early');
-    const left = from.sessions.letGo();
+    const left: LetGo[] = [];
+    from.sessions.letGo((client) => left.push(client));
+    const late = await client(from.sessions);
     from.link.close();
-    expect(left.map(({ token }) => token)).toEqual([state.execClients[0]?.token, null]);
+    expect(left.map(({ token }) => token)).toEqual([state.execClients[0]?.token, null, null]);
     for (const { connection, rest, token } of left) {
       const [served, remote] = await pair();
       to.sessions.serve(served, token);
@@ -175,6 +178,8 @@ describe('exec sessions', () => {
     expect(await to.guest.got(1)).toEqual([`${Type.execIn} 1 halved`]);
     idle.send(Type.execStart, SESSION, 'id\0');
     expect((await to.guest.got(2))[1]).toBe(`${Type.execStart} 2 id\0`);
+    late.send(Type.execStart, SESSION, 'ls\0');
+    expect((await to.guest.got(3))[2]).toBe(`${Type.execStart} 3 ls\0`);
     to.guest.send(Type.execExit, 1, Buffer.alloc(4));
     expect(await busy.got(4)).toEqual([
       ...['before', 'early', 'after'].map((text) => `${Type.execOut} ${SESSION} \x01${text}`),

@@ -59,6 +59,8 @@ export const DescriptorHeader = z.object({
       execClients: z.array(z.object({ token: z.uuid(), sessions: z.array(z.tuple([SessionId, SessionId])) })),
     })
     .optional(),
+  /** Of a VM that comes itself: the token that the client of its serial console comes back with. */
+  consoleToken: z.uuid().optional(),
   /** RAM pages that have not changed since an earlier fork of this VM, under that one's ticket: a presence map, base64. */
   unchanged: z.object({ ticket: ticketId, pages: z.string().max(UNCHANGED_MAX_CHARACTERS) }).optional(),
   /** RAM pages that clones of this VM needed first at its last forks, in that order: worth having before they are asked for. */

@@ -8,6 +8,7 @@
 import assert from 'node:assert/strict';
 import type { Duplex } from 'node:stream';
 import { encodeGuestFrame, GuestFrameDecoder, type GuestFrame } from '@snowflock/protocol';
+import type { LetGo } from './client-relay.ts';
 
 /** A guest sends as much as it was granted (EXEC_WINDOW_BYTES a session); one that sends more is not waited for. */
 const KEPT_MAX_BYTES = 8 << 20;
@@ -16,14 +17,6 @@ export interface ExecClientHandlers {
   readonly onFrame: (client: ExecClient, frame: GuestFrame) => void;
   /** Called once. */
   readonly onGone: (client: ExecClient) => void;
-}
-
-/** What is left of a client that was let go of. */
-export interface LetGo {
-  readonly connection: Duplex;
-  /** What was read of it but not yet made use of: the beginning of a frame. */
-  readonly rest: Buffer;
-  readonly token: string | null;
 }
 
 export class ExecClient {

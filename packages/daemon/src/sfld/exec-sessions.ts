@@ -2,19 +2,18 @@
 // session's id is the client's choice there and ours in the guest.
 //
 // Invariants: while the channel is held no client is read. So when the VM goes to another host, all that its clients have said is either in
-// the guest, or among the frames that go along, or still unread, and comes there with them (exec-relay.ts). What the guest sends there from
+// the guest, or among the frames that go along, or still unread, and comes there with them (client-relay.ts). What the guest sends there from
 // its first instruction on is kept for them.
 
 import { randomUUID } from 'node:crypto';
 import type { Duplex } from 'node:stream';
 import { GuestFrameType, SnowflockError, type ChannelState, type GuestFrame } from '@snowflock/protocol';
 import type { AgentLink } from '@snowflock/vm';
-import { ExecClient, type ExecClientHandlers, type LetGo } from './exec-client.ts';
+import { EXPECTED_TIMEOUT_MS, type LetGo } from './client-relay.ts';
+import { ExecClient, type ExecClientHandlers } from './exec-client.ts';
 
 /** Sent to the command's process group when its client goes away. */
 const SIGHUP = 1;
-/** Longer than the host that a VM comes from may need to learn that it runs here (move-vm.ts: SETTLE_TIMEOUT_MS), and to connect. */
-const EXPECTED_TIMEOUT_MS = 60_000;
 
 interface Session {
   readonly client: ExecClient;
@@ -28,6 +27,8 @@ export class ExecSessions {
   readonly #clients = new Set<ExecClient>();
   readonly #sessions = new Map<number, Session>();
   #nextId = 1;
+  /** Set when the guest runs elsewhere. */
+  #relay: ((client: LetGo) => void) | null = null;
 
   constructor(link: AgentLink) {
     this.#link = link;
@@ -50,6 +51,7 @@ export class ExecSessions {
 
   /** Serves one client connection until it closes; it may run commands one after another or at once. `token`: of an expected client. */
   serve(connection: Duplex, token: string | null = null): void {
+    if (this.#relay) return this.#relay({ connection, rest: Buffer.alloc(0), token: null });
     const client = (token !== null && this.#expected(token)) || new ExecClient(this.#handlers);
     this.#clients.add(client);
     client.serve(connection);
@@ -94,12 +96,15 @@ export class ExecSessions {
     }
   }
 
-  /** The guest runs elsewhere: whoever takes the connections brings them there. */
-  letGo(): LetGo[] {
-    const all = [...this.#clients].map((client) => client.letGo());
+  /** The guest runs elsewhere: `relay` gets each client that there is, or comes yet. */
+  letGo(relay: (client: LetGo) => void): void {
+    this.#relay = relay;
+    for (const client of this.#clients) {
+      const left = client.letGo();
+      if (left) relay(left);
+    }
     this.#clients.clear();
     this.#sessions.clear();
-    return all.filter((each) => each !== null);
   }
 
   closeAll(): void {

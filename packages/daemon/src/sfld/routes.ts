@@ -1,7 +1,6 @@
 // The HTTP surface of sfld (packages/protocol/src/routes.ts): which part of the daemon answers what.
 
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
-import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import {
   decodeDescriptor,
@@ -184,13 +183,9 @@ export function registerUpgrades(server: Pick<ControlServer, 'onUpgrade'>, daemo
   );
   server.onUpgrade(ROUTES.console, (request) =>
     relay(daemon, request, ROUTES.console.reply, async (vm) => {
-      const client = request.accept();
-      const console = connect(vm.consolePath);
-      console.on('error', () => client.destroy());
-      client.on('close', () => console.destroy());
-      console.on('close', () => client.end());
-      client.pipe(console);
-      console.pipe(client);
+      const token = request.query.get('expected');
+      if (token !== null) vm.console.assertExpected(token);
+      vm.console.serve(request.accept(), token);
     }),
   );
 }
