@@ -27,6 +27,8 @@ const UPGRADE_TIMEOUT_MS = 35_000;
 /** A guest under emulation boots in well under this. */
 export const EXEC_WAIT_MS = 180_000;
 const RETRY_PAUSE_MS = 250;
+/** As a connection ends whose other side had not read everything. */
+const LOST_CODES: ReadonlySet<string> = new Set(['ECONNRESET', 'EPIPE']);
 
 export interface ExecOptions {
   readonly argv: readonly string[];
@@ -184,7 +186,9 @@ class Session {
           fail(error instanceof Error ? error : new Error(String(error)));
         }
       });
-      this.#connection.on('error', fail);
+      this.#connection.on('error', (error: NodeJS.ErrnoException) => {
+        if (!LOST_CODES.has(error.code ?? '')) fail(error); // 'close' follows
+      });
       const lost =
         'the connection ended before the command did: the VM is gone, or its sfld, or that of a host that it was on since the command was started; see sfstate';
       this.#connection.on('close', () => {
