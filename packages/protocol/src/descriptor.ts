@@ -22,6 +22,8 @@ const CHANNEL_CALLS_MAX = 64;
 /** A map that is longer says of a huge memory that it has changed everywhere, and is not worth sending. */
 export const UNCHANGED_MAX_CHARACTERS = 256 * 1024;
 
+const SessionId = z.int().min(0).max(0xffffffff);
+
 export const DescriptorHeader = z.object({
   clusterid: z.int(),
   ticket: ticketId,
@@ -53,8 +55,12 @@ export const DescriptorHeader = z.object({
       queued: z.string(),
       /** Ids of exec sessions that were used. */
       execIds: z.int().min(0),
+      /** Clients with commands that run: the token that each comes back with, and its sessions as ids: the client's, the guest's. */
+      execClients: z.array(z.object({ token: z.uuid(), sessions: z.array(z.tuple([SessionId, SessionId])) })),
     })
     .optional(),
+  /** Of a VM that comes itself: the token that the client of its serial console comes back with. */
+  consoleToken: z.uuid().optional(),
   /** RAM pages that have not changed since an earlier fork of this VM, under that one's ticket: a presence map, base64. */
   unchanged: z.object({ ticket: ticketId, pages: z.string().max(UNCHANGED_MAX_CHARACTERS) }).optional(),
   /** RAM pages that clones of this VM needed first at its last forks, in that order: worth having before they are asked for. */

@@ -106,6 +106,11 @@ export class GuestFrameDecoder {
   get idle(): boolean {
     return this.#pending.length === 0;
   }
+
+  /** The bytes that have come of a frame that is not whole yet. */
+  get rest(): Buffer {
+    return Buffer.from(this.#pending);
+  }
 }
 
 /** Who a VM is: sent at boot (answering hello) and at every fork. Encoded as key=value lines. */

@@ -27,6 +27,8 @@ const UPGRADE_TIMEOUT_MS = 35_000;
 /** A guest under emulation boots in well under this. */
 export const EXEC_WAIT_MS = 180_000;
 const RETRY_PAUSE_MS = 250;
+/** As a connection ends whose other side had not read everything. */
+const LOST_CODES: ReadonlySet<string> = new Set(['ECONNRESET', 'EPIPE']);
 
 export interface ExecOptions {
   readonly argv: readonly string[];
@@ -184,9 +186,11 @@ class Session {
           fail(error instanceof Error ? error : new Error(String(error)));
         }
       });
-      this.#connection.on('error', fail);
+      this.#connection.on('error', (error: NodeJS.ErrnoException) => {
+        if (!LOST_CODES.has(error.code ?? '')) fail(error); // 'close' follows
+      });
       const lost =
-        'the connection ended before the command did: the VM or its sfld is gone, or the VM runs on another host now, and the command with it; see sfstate';
+        'the connection ended before the command did: the VM is gone, or its sfld, or that of a host that it was on since the command was started; see sfstate';
       this.#connection.on('close', () => {
         // A status that came last still waits for its output to be written: that wins.
         writes.then(() => setImmediate(() => reject(new SnowflockError('vm-failed', lost))), reject);

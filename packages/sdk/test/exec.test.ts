@@ -111,6 +111,13 @@ describe('exec', () => {
     await expect(pending).rejects.toThrow(/ended before the command did/);
   });
 
+  it('says so, too, when what it had sent was not read', async () => {
+    fake.deaf = true;
+    const pending = execInVm(client, '0:1', ['sleep', '60'], { input: randomBytes(1 << 20) });
+    setTimeout(() => fake.sockets.forEach((socket) => socket.destroy()), 300);
+    await expect(pending).rejects.toThrow(/ended before the command did/);
+  });
+
   it('waits for a guest that boots, for a bounded time', async () => {
     fake.booting = 2;
     expect((await execInVm(client, '0:1', ['true'])).status).toBe(0);

@@ -26,6 +26,8 @@ export interface FakeSfld extends AsyncDisposable {
   booting: number;
   /** The guest stops granting input and reading it. */
   stuck: boolean;
+  /** Reads nothing of an upgraded connection. */
+  deaf: boolean;
   readonly sockets: Set<Duplex>;
 }
 
@@ -41,6 +43,7 @@ export async function startFakeSfld(): Promise<FakeSfld> {
     replies: new Map(),
     booting: 0,
     stuck: false,
+    deaf: false,
     sockets: new Set(),
     async [Symbol.asyncDispose]() {
       for (const socket of fake.sockets) socket.destroy();
@@ -81,6 +84,7 @@ export async function startFakeSfld(): Promise<FakeSfld> {
     socket.write(`HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: ${protocol}\r\n\r\n`);
     if (protocol === 'snowflock-console')
       socket.on('data', (chunk: Buffer) => socket.write(chunk.toString().toUpperCase()));
+    else if (fake.deaf) socket.pause();
     else serveExec(fake, socket);
   });
   await new Promise<void>((resolve) => server.listen(socketPath, resolve));

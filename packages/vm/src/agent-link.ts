@@ -46,6 +46,9 @@ const HELLO_MARK = Buffer.concat([
 
 interface AgentEvents {
   frame: [GuestFrame];
+  /** Nothing but an identity passes from here on, until `release`. */
+  hold: [];
+  release: [];
   close: [];
 }
 
@@ -113,6 +116,10 @@ export class AgentLink extends EventEmitter<AgentEvents> {
     this.send({ type: GuestFrameType.reply, id: callId, payload: text });
   }
 
+  get isHeld(): boolean {
+    return this.#held !== null;
+  }
+
   /** What waits for the end of the hold, as whole frames. */
   get heldFrames(): Buffer {
     return Buffer.concat(this.#held ?? []);
@@ -132,6 +139,7 @@ export class AgentLink extends EventEmitter<AgentEvents> {
     if (this.#held) throw new SnowflockError('unavailable', 'this VM is being forked already');
     this.#socket?.write(encodeGuestFrame({ type: GuestFrameType.hold, id: forkId }));
     this.#held = [];
+    this.emit('hold');
     await this.#frame(GuestFrameType.held, forkId, timeoutMs, 'the guest to hold still for the fork');
   }
 
@@ -139,6 +147,7 @@ export class AgentLink extends EventEmitter<AgentEvents> {
     const queued = this.#held;
     this.#held = null;
     for (const bytes of queued ?? []) this.#socket?.write(bytes);
+    this.emit('release');
   }
 
   /** Resolves when the guest has taken on the identity of this fork; `settling`: its programs go on only when it has settled. */

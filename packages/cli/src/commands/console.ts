@@ -84,7 +84,7 @@ export function consoleCommand(): Command {
       if (why === 'closed')
         throw new SnowflockError(
           'vm-failed',
-          `the console of VM ${ref} was closed: the VM or its sfld is gone, or it runs on another host now; see sfstate`,
+          `the console of VM ${ref} was closed: the VM is gone, or its sfld, or that of a host that it was on since; see sfstate`,
         );
     });
 }

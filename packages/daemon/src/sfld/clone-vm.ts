@@ -45,6 +45,7 @@ import { makeIdentity } from './identity.ts';
 import type { CloneExit, ForkUnderWay } from './journal.ts';
 import { deliverResult, dropResult } from './result-delivery.ts';
 import { keepVm, OWNER_VARIABLE, type Kept } from './sweep.ts';
+import { VmConsole } from './vm-console.ts';
 import { VmForks, type ForkPorts } from './vm-forks.ts';
 
 const AGENT_CONNECT_TIMEOUT_MS = 10_000;
@@ -80,6 +81,7 @@ export class CloneVm implements AsyncDisposable {
   readonly ref: VmRef;
   readonly ticket: string;
   readonly port: GuestPort;
+  readonly console: VmConsole;
   readonly forks: VmForks;
   status: VmStatus = 'preparing';
   /** The move to another host that the last sfld was killed in. */
@@ -108,7 +110,14 @@ export class CloneVm implements AsyncDisposable {
   private constructor(
     context: HostContext,
     options: CloneVmOptions,
-    parts: { qemu: QemuProcess; link: AgentLink; disk: DiskChain | null; nclones: number },
+    parts: {
+      readonly qemu: QemuProcess;
+      readonly link: AgentLink;
+      readonly disk: DiskChain | null;
+      readonly nclones: number;
+      /** Of the same QEMU. */
+      readonly console?: VmConsole;
+    },
   ) {
     this.#context = context;
     this.#options = options;
@@ -117,6 +126,7 @@ export class CloneVm implements AsyncDisposable {
     this.#qemu = parts.qemu;
     this.#link = parts.link;
     this.#disk = parts.disk;
+    this.console = parts.console ?? new VmConsole(parts.qemu.paths.console);
     const { ref, shape, vcpus, diskBytes, upstream, sources, earlier, onFork, record } = options;
     this.forks = new VmForks(context, {
       ...{ ref, shape, vcpus, upstream, sources, earlier, onFork, record },
@@ -238,10 +248,6 @@ export class CloneVm implements AsyncDisposable {
     return this.#qemu.pid;
   }
 
-  get consolePath(): string {
-    return this.#qemu.paths.console;
-  }
-
   get ended(): QemuProcess['ended'] {
     return this.#qemu.ended;
   }
@@ -282,7 +288,7 @@ export class CloneVm implements AsyncDisposable {
       link: this.#link,
     });
     const clone = new CloneVm(this.#context, this.#options, {
-      ...{ qemu: this.#qemu, link, disk: this.#disk, nclones: 0 },
+      ...{ qemu: this.#qemu, link, disk: this.#disk, nclones: 0, console: this.console },
     });
     clone.#rewound = true;
     clone.status = 'running';
@@ -294,8 +300,10 @@ export class CloneVm implements AsyncDisposable {
    * nowhere else. Its guest is told nothing but the time.
    */
   async arrive(descriptor: Descriptor, commit: () => void): Promise<void> {
-    const { forkId, nclones, prefetch, held, isolated } = descriptor.header;
+    const { forkId, nclones, prefetch, held, isolated, channel, consoleToken } = descriptor.header;
     const { vcpus, ticket } = this.#options;
+    if (channel) this.port.exec.expect(channel);
+    if (consoleToken !== undefined) this.console.expect(consoleToken);
     this.forks.learnWakeUp(prefetch);
     this.#at.descriptor = monotonicMs();
     // Nothing leaves it before it runs, and then it is who it always was.

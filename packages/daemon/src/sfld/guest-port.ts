@@ -101,13 +101,12 @@ export class GuestPort {
       cut: calls.filter((call) => !call.replied && !isRepeatable(call)).map(({ id }) => id),
       cutData: calls.filter(({ replied }) => replied).map(({ id }) => id),
       queued: this.link.heldFrames.toString('base64'),
-      execIds: this.exec.usedIds,
+      ...this.exec.handOver(),
     };
   }
 
-  /** From the host that had it. */
-  takeOver({ calls, cut, cutData, queued, execIds }: ChannelState): void {
-    this.exec.usedIds = execIds;
+  /** From the host that had it; `exec` has its part before the guest's first instruction. */
+  takeOver({ calls, cut, cutData, queued }: ChannelState): void {
     this.hasAgent = true;
     this.#ready.resolve();
     this.link.sendFrames(Buffer.from(queued, 'base64'));

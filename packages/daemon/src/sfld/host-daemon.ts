@@ -53,7 +53,7 @@ const GONE_CLONES_MAX = 1024;
 const LAST_REPORTS_MS = 3_000;
 
 /** A VM that a command may reach. */
-export type ReachableVm = Pick<MasterVm | CloneVm, 'port' | 'consolePath'>;
+export type ReachableVm = Pick<MasterVm | CloneVm, 'port' | 'console'>;
 
 /** Where a VM of another host was found. */
 export interface VmLocation {

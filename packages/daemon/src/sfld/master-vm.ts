@@ -29,6 +29,7 @@ import { GuestPort } from './guest-port.ts';
 import { makeIdentity } from './identity.ts';
 import type { ForkUnderWay, MasterEntry } from './journal.ts';
 import { keepVm, OWNER_VARIABLE, type Kept } from './sweep.ts';
+import { VmConsole } from './vm-console.ts';
 import { VmForks, type ForkPorts, type VmParts } from './vm-forks.ts';
 
 const AGENT_CONNECT_TIMEOUT_MS = 10_000;
@@ -42,6 +43,7 @@ export class MasterVm implements AsyncDisposable {
   readonly shape: VmShape;
   readonly startedAtMs = monotonicMs();
   readonly port: GuestPort;
+  readonly console: VmConsole;
   readonly #context: HostContext;
   readonly #parts: VmParts;
   readonly forks: VmForks;
@@ -57,6 +59,7 @@ export class MasterVm implements AsyncDisposable {
     this.ref = options.ref;
     this.shape = options.shape;
     this.#parts = options.parts;
+    this.console = new VmConsole(options.parts.qemu.paths.console);
     const { sources, earlier, onFork, parts } = options;
     this.forks = new VmForks(context, {
       ...{
@@ -178,10 +181,6 @@ export class MasterVm implements AsyncDisposable {
   /** As the guest sees it; 0 without a disk. */
   get diskBytes(): number {
     return this.#parts.diskBytes;
-  }
-
-  get consolePath(): string {
-    return this.#parts.qemu.paths.console;
   }
 
   get ended(): QemuProcess['ended'] {

@@ -22,6 +22,7 @@ import {
   type VmRef,
 } from '@snowflock/protocol';
 import { logAbout } from '../log.ts';
+import { relayClients } from './client-relay.ts';
 import type { CloneVm } from './clone-vm.ts';
 import type { HostContext } from './context.ts';
 import type { ForkSource } from './fork-source.ts';
@@ -67,6 +68,8 @@ export async function moveVm(context: HostContext, move: MoveOf): Promise<Moved>
   }
   await sendResults(context, move);
   await vm.port.quiet(QUIET_TIMEOUT_MS);
+  sealed.defer(() => vm.console.release());
+  await vm.console.hold();
   const { ticket } = source;
   let pausedMs = 0;
   let reason = `host ${to.host} did not start it`;
@@ -77,8 +80,10 @@ export async function moveVm(context: HostContext, move: MoveOf): Promise<Moved>
     reason = launched.reason;
     return settleMove(context, { ...vm.ref, ticket, to });
   });
-  if (outcome === 'moved')
+  if (outcome === 'moved') {
+    relayClients(context, { vm, to, held });
     for (const box of context.results.boxesOf(vm.ref)) await context.results.remove(box.ticket);
+  }
   return { outcome, pausedMs, reason };
 }
 
@@ -108,12 +113,14 @@ async function handOver(
     const channel = held ? vm.port.handOver() : undefined;
     if ((channel?.queued.length ?? 0) > QUEUED_MAX_BYTES)
       throw new SnowflockError('busy', `too much waits to be read by the guest; try again`);
+    const consoleToken = vm.console.handOver();
     const descriptor = encodeDescriptor({
       header: {
         ...{ clusterid, ticket, forkId, nclones: 0, held, isolated, shape },
         source: { address: context.address, port, keyHex: source.key.toString('hex') },
         ...{ ramBytes: ram.length, diskBytes, prefetch: wakeUpPages },
         ...(channel && { channel }),
+        ...(consoleToken !== undefined && { consoleToken }),
       },
       presence,
       deviceState: frozen.deviceState,

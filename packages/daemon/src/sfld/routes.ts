@@ -1,9 +1,7 @@
 // The HTTP surface of sfld (packages/protocol/src/routes.ts): which part of the daemon answers what.
 
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
-import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
 import {
   decodeDescriptor,
   formatVmRef,
@@ -21,6 +19,7 @@ import { sfldDocument } from '../api-documents.ts';
 import type { ControlServer } from '../http.ts';
 import { callerSignal, noContent } from '../http-routes.ts';
 import type { UpgradeRequest } from '../http-upgrade.ts';
+import { joinConnections } from '../join-connections.ts';
 import { serve } from '../serve.ts';
 import { checkReach, listenForReach } from './reach.ts';
 import { exposePort, hidePort } from './expose.ts';
@@ -33,7 +32,6 @@ import { atVmsHost } from './vm-locations.ts';
 const FORWARD_TIMEOUT_MS = 7 * 24 * 3600 * 1000;
 const STATE_TIMEOUT_MS = 10_000;
 const UPGRADE_TIMEOUT_MS = 30_000;
-const RELAY_LISTENERS_MAX = 32;
 /** Below what an upgrade may take in all; a caller whose guest still boots then tries again. */
 const AGENT_READY_TIMEOUT_MS = 25_000;
 
@@ -178,18 +176,16 @@ export function registerUpgrades(server: Pick<ControlServer, 'onUpgrade'>, daemo
   server.onUpgrade(ROUTES.exec, (request) =>
     relay(daemon, request, ROUTES.exec.reply, async (vm) => {
       await within(vm.port.ready, AGENT_READY_TIMEOUT_MS, 'the start of the guest agent');
-      vm.port.exec.serve(request.accept());
+      const token = request.query.get('expected');
+      if (token !== null) vm.port.exec.assertExpected(token);
+      vm.port.exec.serve(request.accept(), token);
     }),
   );
   server.onUpgrade(ROUTES.console, (request) =>
     relay(daemon, request, ROUTES.console.reply, async (vm) => {
-      const client = request.accept();
-      const console = connect(vm.consolePath);
-      console.on('error', () => client.destroy());
-      client.on('close', () => console.destroy());
-      console.on('close', () => client.end());
-      client.pipe(console);
-      console.pipe(client);
+      const token = request.query.get('expected');
+      if (token !== null) vm.console.assertExpected(token);
+      vm.console.serve(request.accept(), token);
     }),
   );
 }
@@ -210,11 +206,7 @@ async function relay(
       `VM ${ref.clusterid}:${ref.vmid} is not on host ${daemon.context.host}`,
     );
   const remote = await connectRemote(daemon, ref, { protocol, signal: request.signal });
-  const client = request.accept();
-  // each pipeline listens to both sockets
-  for (const each of [client, remote]) each.setMaxListeners(RELAY_LISTENERS_MAX);
-  const both = [pipeline(client, remote), pipeline(remote, client)];
-  await Promise.allSettled(both);
+  await joinConnections(request.accept(), remote);
 }
 
 async function connectRemote(
