@@ -513,7 +513,10 @@ export class CloneGroup implements AsyncDisposable {
           const options = this.#cloneOptions(next, { memtap, network });
           this.#ownClone(await CloneVm.prepare(this.#context, options));
         } catch (thrown) {
-          this.#failures.set(next.vmid, toSnowflockError(thrown).message);
+          const reason = toSnowflockError(thrown).message;
+          // told to whoever forks, which may be much later or never
+          this.#log.warn({ vmid: next.vmid, reason }, 'clone could not be prepared');
+          this.#failures.set(next.vmid, reason);
         }
       }
     };
