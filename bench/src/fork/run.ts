@@ -6,6 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { buildImage } from '@snowflock/image';
 import { Lab } from '@snowflock/lab';
+import { PAGE_BYTES } from '@snowflock/protocol';
+import { memtapStatsSchema } from '@snowflock/replication';
 import { chooseAccel, type Accel } from '@snowflock/vm';
 import { figure, machine, type BenchResult, type Figure } from '../figures.ts';
 import { measureFaults, type FaultLatency } from './faults.ts';
@@ -80,8 +82,11 @@ async function forkFigures(lab: Lab, one: Case, rounds: Rounds): Promise<Figure[
     ms('fork-to-first-instruction', ({ fork, clone }) => (clone.runningAtMs ?? Number.NaN) - fork.calledAtMs),
     ms('fork-to-answer', ({ fork, clone }) => (clone.firstAnswerAtMs ?? Number.NaN) - fork.calledAtMs),
     bytes('descriptor', ({ fork }) => fork.descriptorBytes),
-    // the clone is alone on its host, so all that its memtap received was for it
-    bytes('fetched-to-answer', ({ clone }) => Number(clone.replication?.['wireBytesReceived'])),
+    // the clone is alone on its host, so all that its memtap received was for it; what is pushed begins to come when it has answered
+    bytes('fetched-to-answer', ({ clone: { replication } }) => {
+      const { wireBytesReceived, push } = memtapStatsSchema.parse(replication);
+      return wireBytesReceived - push.pushedPages * PAGE_BYTES;
+    }),
   ];
 }
 

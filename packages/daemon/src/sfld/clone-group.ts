@@ -35,6 +35,8 @@ import type { ForkPorts } from './vm-forks.ts';
 /** QEMUs started at a time: each is a burst of CPU, and more at once than this only slows the first ones. */
 const STARTS_AT_ONCE = 4;
 
+/** Clones that say nothing may still need what others needed. */
+const PUSH_LATEST_MS = 1_000;
 /** A relay starts while QEMUs do, and is seldom waited for. */
 const RELAY_WAIT_MS = 3_000;
 
@@ -235,7 +237,7 @@ export class CloneGroup implements AsyncDisposable {
     const clones = await Promise.all(results);
     if (!this.moved) this.#forkPoint.keep(descriptor);
     this.#record.after({ state: 'launched' });
-    if (!this.moved) void this.#serving.push();
+    if (!this.moved) void this.#pushLater();
     return { clones };
   }
 
@@ -248,10 +250,17 @@ export class CloneGroup implements AsyncDisposable {
     // after the answer has left: how long the VM's pause was is counted until it is there
     setImmediate(() => {
       clone.settleDown(descriptor).catch(this.#logFailure(clone));
-      const serving = this.#serving;
-      void serving.prefetch(descriptor.header.prefetch).then(() => serving.push());
+      void this.#serving.prefetch(descriptor.header.prefetch);
+      void this.#pushLater();
       this.#tellArrival();
     });
+  }
+
+  /** What other clones needed is fetched when these have said something: until then it would take the CPUs from them. */
+  async #pushLater(): Promise<void> {
+    const spoken = [...this.clones.values()].map(({ port }) => port.spoken);
+    await Promise.race([Promise.all(spoken), sleep(PUSH_LATEST_MS, undefined, { ref: false })]);
+    await this.#memtap?.push();
   }
 
   #tellArrival(): void {

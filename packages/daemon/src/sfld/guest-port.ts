@@ -42,6 +42,9 @@ export class GuestPort {
   readonly exec: ExecSessions;
   /** When a program in this VM first called; null until then. */
   firstCallAtMs: number | null = null;
+  readonly #spoken = Promise.withResolvers<void>();
+  /** Resolves when a program in this VM has called, or a command printed something; maybe never. */
+  readonly spoken = this.#spoken.promise;
   readonly #calls: GuestCalls;
   readonly #pending = new Map<number, PendingCall>();
   readonly #onHello: () => void;
@@ -131,6 +134,7 @@ export class GuestPort {
         return;
       case GuestFrameType.call:
         this.firstCallAtMs ??= monotonicMs();
+        this.#spoken.resolve();
         void this.#answer(frame);
         return;
       case GuestFrameType.cancel:
@@ -139,6 +143,7 @@ export class GuestPort {
       case GuestFrameType.execOut:
       case GuestFrameType.execExit:
       case GuestFrameType.execCredit:
+        this.#spoken.resolve();
         this.exec.fromGuest(frame);
         return;
       case GuestFrameType.held:
