@@ -2,10 +2,7 @@
 // held, and sessions that go to another host with their VM.
 
 import { once } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { connect, createServer, type Server, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { connect, createServer, type Socket } from 'node:net';
 import {
   encodeGuestFrame,
   GuestFrameDecoder,
@@ -18,6 +15,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { LetGo } from '../src/sfld/client-relay.ts';
 import { ExecSessions } from '../src/sfld/exec-sessions.ts';
 import { joinConnections } from '../src/join-connections.ts';
+import { UnixListeners } from './unix-listeners.ts';
 
 const SESSION = 7;
 const FORK = 9;
@@ -51,31 +49,19 @@ class Frames {
 }
 
 describe('exec sessions', () => {
-  let directory: string;
-  let undo: AsyncDisposableStack;
-  let made = 0;
-  beforeEach(async () => {
-    undo = new AsyncDisposableStack();
-    directory = await mkdtemp(join(tmpdir(), 'sf-exec-'));
-    undo.defer(() => rm(directory, { recursive: true }));
+  let sockets: UnixListeners;
+  beforeEach(() => {
+    sockets = new UnixListeners();
   });
-  afterEach(() => undo.disposeAsync());
-
-  async function listening(server: Server): Promise<string> {
-    const path = join(directory, String(made++));
-    server.listen(path);
-    await once(server, 'listening');
-    undo.defer(() => void server.close());
-    return path;
-  }
+  afterEach(() => sockets[Symbol.asyncDispose]());
 
   /** Both ends of a connection; the first as an HTTP server has it. */
   async function pair(): Promise<[Socket, Socket]> {
     const server = createServer({ allowHalfOpen: true });
-    const path = await listening(server);
+    const path = await sockets.listening(server);
     const accepted = once(server, 'connection') as Promise<[Socket]>;
     const client = connect(path);
-    undo.defer(() => void client.destroy());
+    sockets.defer(() => void client.destroy());
     return [(await accepted)[0], client];
   }
 
@@ -83,9 +69,9 @@ describe('exec sessions', () => {
   async function host(): Promise<{ sessions: ExecSessions; link: AgentLink; guest: Frames }> {
     const server = createServer();
     const accepted = once(server, 'connection') as Promise<[Socket]>;
-    const path = await listening(server);
+    const path = await sockets.listening(server);
     const link = await AgentLink.connect(path, { timeoutMs: 2000, gone: new Promise(() => undefined) });
-    undo.defer(() => link.close());
+    sockets.defer(() => link.close());
     const sessions = new ExecSessions(link);
     link.on('frame', (frame) => sessions.fromGuest(frame));
     link.once('close', () => sessions.closeAll());
@@ -193,7 +179,7 @@ describe('exec sessions', () => {
 
   it('get SIGHUP when the client that was handed over does not come', async () => {
     vi.useFakeTimers({ toFake: ['setTimeout'] });
-    undo.defer(() => void vi.useRealTimers());
+    sockets.defer(() => void vi.useRealTimers());
     const { sessions, guest } = await host();
     const token = crypto.randomUUID();
     sessions.expect({ execIds: 3, execClients: [{ token, sessions: [[SESSION, 3]] }] });

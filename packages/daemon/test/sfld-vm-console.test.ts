@@ -1,44 +1,30 @@
 // A VM's console and its clients, before a unix socket that serves one connection at a time, as QEMU's does.
 
 import { once } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { connect, createServer, type Server, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { connect, createServer, type Socket } from 'node:net';
 import { SnowflockError } from '@snowflock/protocol';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { LetGo } from '../src/sfld/client-relay.ts';
 import { VmConsole } from '../src/sfld/vm-console.ts';
+import { UnixListeners } from './unix-listeners.ts';
 
 /** More than any socket between buffers. */
 const OUTPUT = Buffer.alloc(4 << 20, 'output ');
 
 describe('the console of a VM', () => {
-  let directory: string;
-  let undo: AsyncDisposableStack;
-  let made = 0;
-  beforeEach(async () => {
-    undo = new AsyncDisposableStack();
-    directory = await mkdtemp(join(tmpdir(), 'sf-console-'));
-    undo.defer(() => rm(directory, { recursive: true }));
+  let sockets: UnixListeners;
+  beforeEach(() => {
+    sockets = new UnixListeners();
   });
-  afterEach(() => undo.disposeAsync());
-
-  async function listening(server: Server): Promise<string> {
-    const path = join(directory, String(made++));
-    server.listen(path);
-    await once(server, 'listening');
-    undo.defer(() => void server.close());
-    return path;
-  }
+  afterEach(() => sockets[Symbol.asyncDispose]());
 
   /** A console, and QEMU's end of its connections. */
   async function host(): Promise<{ console: VmConsole; qemu: Socket[] }> {
     const qemu: Socket[] = [];
-    const path = await listening(
+    const path = await sockets.listening(
       createServer((socket) => void qemu.push(socket.on('error', () => undefined))),
     );
-    undo.defer(() => {
+    sockets.defer(() => {
       for (const each of qemu) each.destroy();
     });
     return { console: new VmConsole(path), qemu };
@@ -47,11 +33,11 @@ describe('the console of a VM', () => {
   /** Served by the console; this is its own end. */
   async function client(console: VmConsole, token?: string): Promise<Socket> {
     const server = createServer({ allowHalfOpen: true });
-    const path = await listening(server);
+    const path = await sockets.listening(server);
     const accepted = once(server, 'connection') as Promise<[Socket]>;
     const own = connect(path);
     own.on('error', () => undefined);
-    undo.defer(() => void own.destroy());
+    sockets.defer(() => void own.destroy());
     console.serve((await accepted)[0], token);
     return own;
   }
