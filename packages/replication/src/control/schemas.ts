@@ -185,6 +185,8 @@ export const memserverStatsSchema = z.object({
       /** Hosts that hear it now. */
       multicastMembers: z.number(),
       multicastPages: z.number(),
+      /** Probes included. */
+      multicastDatagrams: z.number(),
       multicastBytes: z.number(),
       /** Requests for pages that were on their way to everyone already. */
       lockstepPages: z.number(),
