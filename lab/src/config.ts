@@ -56,7 +56,7 @@ export interface SfmdConfigOptions {
 }
 
 /** How memory reaches clones; what sfmd calls network_mode. */
-export type LabNetworkMode = 'unicast' | 'multicast' | 'relay';
+export type LabNetworkMode = 'unicast' | 'multicast' | 'relay' | 'auto';
 
 export function sfmdConfig(options: SfmdConfigOptions): string {
   const { name, hosts, cpus, ramBytes, networkMode = 'unicast', sfmdOptions = [] } = options;

@@ -136,7 +136,15 @@ cluster 0: debian, 1 VCPU, 512M each
   });
 
   it('show what clones have fetched, where it is known', () => {
-    const waits = { count: 250, minUs: 90, medianUs: 210, p99Us: 3100, maxUs: 4000, sumUs: 81_240 };
+    const waits = {
+      count: 250,
+      minUs: 90,
+      medianUs: 210,
+      p99Us: 3100,
+      maxUs: 4000,
+      sumUs: 81_240,
+      buckets: [],
+    };
     const clusters = STATE.clusters.map((cluster) => ({
       ...cluster,
       vms: cluster.vms.map((vm) => (vm.vmid === 1 ? { ...vm, fetched: { bytes: 3 * 2 ** 20, waits } } : vm)),

@@ -15,7 +15,10 @@ import { FetchTotals } from '../src/sfld/fetch-totals.ts';
 import { SfldMetrics } from '../src/sfld/metrics.ts';
 import { SfmdMetrics } from '../src/sfmd/metrics.ts';
 
-const LATENCY = { count: 4, minUs: 10, medianUs: 100, p99Us: 2000, maxUs: 3000, sumUs: 3500 };
+const LATENCY = {
+  ...{ count: 4, minUs: 10, medianUs: 100, p99Us: 2000, maxUs: 3000, sumUs: 3500 },
+  buckets: [2, 2, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4],
+};
 
 function memtap(changes: Partial<MemtapStats> = {}): MemtapStats {
   const numbers = Object.keys(memtapStatsSchema.shape).map((name) => [name, 0] as const);
@@ -151,6 +154,11 @@ describe('sfld', () => {
     expect(valueOf(text, 'snowflock_waiting_faults')).toBe(3);
     expect(valueOf(text, 'snowflock_page_processes', { kind: 'memtap' })).toBe(1);
     expect(valueOf(text, 'snowflock_fault_seconds', { quantile: '0.99' })).toBeCloseTo(0.002);
+    // of both tickets
+    expect(valueOf(text, 'snowflock_fault_wait_seconds_bucket', { le: '0.0005' })).toBe(6);
+    expect(valueOf(text, 'snowflock_fault_wait_seconds_bucket', { le: '+Inf' })).toBe(8);
+    expect(valueOf(text, 'snowflock_fault_wait_seconds_sum')).toBeCloseTo(0.007);
+    expect(valueOf(text, 'snowflock_fault_wait_seconds_count')).toBe(8);
   });
 
   it('asks its processes when somebody scrapes, and waits for none that does not answer', async () => {

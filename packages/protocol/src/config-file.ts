@@ -153,7 +153,7 @@ export interface SfmdConfig extends CommonConfig {
     readonly forkReservePercent: number;
     readonly hostTimeoutMs: number;
   };
-  /** 'multicast': to all hosts of a fork at once, where that is heard; 'auto' is another word for it. */
+  /** How pages reach the hosts of a fork; 'auto': sfmd tries multicast, and chooses for each fork (docs/distribution.md). */
   readonly networkMode: 'multicast' | 'unicast' | 'relay' | 'auto';
   /** Clones fetch all of their memory in the background, so that they need their parent's host no more. */
   readonly detachClones: boolean;

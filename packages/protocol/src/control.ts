@@ -220,6 +220,23 @@ export type VmEnded = z.infer<typeof VmEnded>;
 /** Name or address of a host's interface for pages that go to many hosts at once; absent: pages go by unicast (docs/mcdist.md). */
 const multicastHost = hostName.optional();
 
+/**
+ * POST sfld /v1/multicast-tries — the hosts of a system listen, and one of them sends, so that sfmd knows whom multicast reaches. Answers
+ * when `listenMs` are over.
+ */
+export const TryMulticast = z.object({
+  /** Of this try alone. */
+  keyHex: z.string().regex(/^[0-9a-f]{64}$/),
+  /** Of the host that this is sent to. */
+  multicastHost: hostName,
+  sends: z.boolean(),
+  listenMs: z.int().min(1).max(10_000),
+});
+export type TryMulticast = z.infer<typeof TryMulticast>;
+/** Length of the longest packet that came, in bytes; 0: none did. */
+export const MulticastHeard = z.object({ packetBytes: z.int().min(0) });
+export type MulticastHeard = z.infer<typeof MulticastHeard>;
+
 /** POST sfld /v1/sources — the host of the VM that will be forked gets a memserver ready for this ticket. */
 export const PrepareSource = z.object({
   clusterid,

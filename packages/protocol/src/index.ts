@@ -12,6 +12,7 @@ export * from './guest-channel.ts';
 export * from './network.ts';
 export * from './openapi.ts';
 export * from './mcdist-datagram.ts';
+export * from './page-wait-bounds.ts';
 export * from './page-wire.ts';
 export * from './roles.ts';
 export { DescriptorBytes, RESULT_TYPE, ResultStream, type RouteSpec } from './route-spec.ts';

@@ -3,4 +3,5 @@
 export * from './compressed-pages.ts';
 export * from './errors.ts';
 export * from './mcdist-datagram.ts';
+export * from './page-wait-bounds.ts';
 export * from './page-wire.ts';

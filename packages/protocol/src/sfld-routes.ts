@@ -12,6 +12,7 @@ import {
   LaunchReply,
   MasterStarted,
   MergeVm,
+  MulticastHeard,
   PageSourceReply,
   RelayReply,
   PrepareClones,
@@ -24,6 +25,7 @@ import {
   SendVmReply,
   SettleReply,
   StartMaster,
+  TryMulticast,
   ticketId,
 } from './control.ts';
 import { ExposePort, PortExposed } from './network.ts';
@@ -91,6 +93,14 @@ export const SFLD_ROUTES = {
     roles: ['host'],
     params: OfTicket,
     reply: RelayReply,
+  },
+  tryMulticast: {
+    method: 'POST',
+    path: '/v1/multicast-tries',
+    summary: 'Listen for multicast from a host of the system, or be that host',
+    roles: ['master'],
+    body: TryMulticast,
+    reply: MulticastHeard,
   },
   startMaster: {
     method: 'POST',

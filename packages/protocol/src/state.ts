@@ -15,6 +15,8 @@ export const PageWaits = z.object({
   p99Us: z.number(),
   maxUs: z.number(),
   sumUs: z.number(),
+  /** Waits that were as long as each of PAGE_WAIT_BOUNDS_US, or shorter. Empty: an older sfld's. */
+  buckets: z.array(z.int()).default([]),
 });
 export type PageWaits = z.infer<typeof PageWaits>;
 

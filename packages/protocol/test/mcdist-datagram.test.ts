@@ -79,7 +79,7 @@ describe('mcdist datagrams', () => {
     );
   });
 
-  it('never need fragments', () => {
+  it('need no fragments when they are cut for an MTU', () => {
     for (const mtu of [576, 1280, 1492, 1500, 4096, 4352, 9000, 65_535])
       expect(pieceBytes(piecesFor(mtu)) + MCDIST_OVERHEAD_BYTES).toBeLessThanOrEqual(mtu);
     expect([576, 1500, 9000].map(piecesFor)).toEqual([8, 3, 1]);

@@ -9,6 +9,7 @@ export {
   type SavedPages,
 } from './control/schemas.ts';
 export type { LatencySummary } from './latency-histogram.ts';
+export { type MulticastTry, tryMulticast } from './mcdist/probe.ts';
 export type { MemtapFilesOptions } from './memserver/memtap-files.ts';
 export { PresenceMap } from './presence-map.ts';
 export type { ExitStatus } from './supervisor/child-process.ts';

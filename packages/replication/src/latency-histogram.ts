@@ -3,6 +3,8 @@
 // Buckets as in HdrHistogram: values below 64 have a bucket each; every power of two above is cut into 32 equal parts, so
 // a reported value is at most 1/32 (3 %) above the true one.
 
+import { PAGE_WAIT_BOUNDS_US } from '@snowflock/protocol/pages';
+
 const LINEAR = 64;
 const PARTS = 32;
 const PARTS_BITS = 5;
@@ -18,6 +20,8 @@ export interface LatencySummary {
   readonly maxUs: number;
   /** Of all values. */
   readonly sumUs: number;
+  /** Values up to each of PAGE_WAIT_BOUNDS_US, give or take 3 % of the bound. */
+  readonly buckets: number[];
 }
 
 export class LatencyHistogram {
@@ -52,7 +56,18 @@ export class LatencyHistogram {
       p99Us: this.#percentile(0.99),
       maxUs: round(this.#max),
       sumUs: round(this.#sum),
+      buckets: this.#upTo(PAGE_WAIT_BOUNDS_US),
     };
+  }
+
+  /** `bounds` ascend. */
+  #upTo(bounds: readonly number[]): number[] {
+    let seen = 0;
+    let bucket = 0;
+    return bounds.map((bound) => {
+      for (const last = bucketOf(bound); bucket <= last; bucket++) seen += this.#counts[bucket] ?? 0;
+      return seen;
+    });
   }
 
   #percentile(fraction: number): number {

@@ -205,4 +205,21 @@ describe('the receiver of mcdist', () => {
     expect(receiver.missed(9000)).toHaveLength(16);
     expect(receiver.trusts(9001)).toBe(false);
   });
+
+  it('says that packets are lost when some are, and goes on saying so', () => {
+    const receiver = new McdistReceiver({ key: KEY });
+    const sealer = new McdistSealer(KEY);
+    const receive = (count: number, lostEach: number): void => {
+      for (let index = 1; index <= count; index++) {
+        const [bytes] = pageDatagrams(sealer, index % 50, 1);
+        if (bytes !== undefined && index % lostEach !== 0) receiver.datagram(bytes, 0, wanted);
+      }
+    };
+    receive(3000, 1000);
+    expect(receiver.lossy).toBe(false);
+    receive(1000, 50);
+    expect(receiver.lossy).toBe(true);
+    receive(3000, Infinity);
+    expect(receiver.lossy).toBe(true);
+  });
 });

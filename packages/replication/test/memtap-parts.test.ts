@@ -12,6 +12,7 @@ import {
   pageDataOffset,
   type PageFrame,
   PageFrameType,
+  PAGE_WAIT_BOUNDS_US,
 } from '@snowflock/protocol/pages';
 import { LatencyHistogram } from '../src/latency-histogram.ts';
 import { AskerAccounts } from '../src/memtap/asker-accounts.ts';
@@ -229,6 +230,11 @@ describe('LatencyHistogram', () => {
           const median = sorted[Math.ceil(values.length / 2) - 1] ?? 0;
           expect(summary.medianUs).toBeGreaterThanOrEqual(Math.min(median, summary.maxUs));
           expect(summary.medianUs).toBeLessThanOrEqual(median * 1.04 + 1);
+          for (const [index, bound] of PAGE_WAIT_BOUNDS_US.entries()) {
+            const upTo = (limit: number): number => sorted.filter((value) => value <= limit).length;
+            expect(summary.buckets[index]).toBeGreaterThanOrEqual(upTo(bound));
+            expect(summary.buckets[index]).toBeLessThanOrEqual(upTo(bound * 1.04 + 1));
+          }
         },
       ),
     );

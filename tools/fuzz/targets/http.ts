@@ -46,6 +46,7 @@ const hosts: Hosts = {
   writeCheckpoint: async () => ({ pauseMs: 1 }),
   serveCheckpoint: async () => undefined,
   deleteCheckpoint: async () => undefined,
+  tryMulticast: async () => ({ packetBytes: 0 }),
   clones: async () => [],
   sendVm: async () => ({ state: 'gone' }),
   resetVm: async () => undefined,

@@ -1,6 +1,6 @@
 // Which of what memtaps and memservers count becomes which Prometheus counter.
 
-import { PAGE_BYTES } from '@snowflock/protocol';
+import { PAGE_BYTES, PAGE_WAIT_BOUNDS_US } from '@snowflock/protocol';
 import type { MemserverStats, MemtapStats } from '@snowflock/replication';
 
 const BYTES = 'Bytes of pages that clones of this host got, by path (docs/metrics.md)';
@@ -101,12 +101,6 @@ export const FETCH_COUNTERS = [
     help: MULTICAST,
   },
   {
-    figure: 'stallUs',
-    name: 'snowflock_fault_wait_microseconds_total',
-    labels: {},
-    help: 'Time that READs of clones waited for pages to be fetched, all together',
-  },
-  {
     figure: 'servedToAll',
     name: 'snowflock_multicast_served_bytes_total',
     labels: {},
@@ -148,10 +142,19 @@ export const FETCH_COUNTERS = [
   { figure: 'dropped', name: 'snowflock_page_clients_refused_total', labels: { why: 'slow' }, help: REFUSED },
 ] as const;
 
-export type FetchFigure = (typeof FETCH_COUNTERS)[number]['figure'];
+/** Of the histogram of waits: each bucket's, by its bound in microseconds, and the rest. */
+export const WAIT_COUNT = 'waits';
+export const WAIT_SUM_US = 'waitsUs';
+export function waitsUpTo(boundUs: number): `waits up to ${number}` {
+  return `waits up to ${boundUs}`;
+}
+const WAIT_FIGURES = [WAIT_COUNT, WAIT_SUM_US, ...PAGE_WAIT_BOUNDS_US.map(waitsUpTo)] as const;
+
+export const FETCH_FIGURES = [...FETCH_COUNTERS.map(({ figure }) => figure), ...WAIT_FIGURES];
+export type FetchFigure = (typeof FETCH_FIGURES)[number];
 type Figures = Record<FetchFigure, number>;
 
-const NONE = Object.fromEntries(FETCH_COUNTERS.map(({ figure }) => [figure, 0])) as Figures;
+const NONE = Object.fromEntries(FETCH_FIGURES.map((figure) => [figure, 0])) as Figures;
 
 export function memtapFigures(stats: MemtapStats): Figures {
   const { demandBytes, prefetchedBytes, demandDiskPages, prefetchedDiskPages } = stats;
@@ -179,8 +182,13 @@ export function memtapFigures(stats: MemtapStats): Figures {
     awaitedPages: stats.multicast?.awaitedPages ?? 0,
     unaskedPages: stats.multicast?.unaskedPages ?? 0,
     missedPages: stats.multicast?.missedPages ?? 0,
-    stallUs: stats.missLatency.sumUs,
+    ...waitFigures(stats),
   };
+}
+
+function waitFigures({ missLatency: { count, sumUs, buckets } }: MemtapStats): Partial<Figures> {
+  const upTo = PAGE_WAIT_BOUNDS_US.map((bound, index) => [waitsUpTo(bound), buckets[index] ?? 0] as const);
+  return { ...Object.fromEntries(upTo), [WAIT_COUNT]: count, [WAIT_SUM_US]: sumUs };
 }
 
 export function memserverFigures(stats: MemserverStats): Figures {

@@ -9,7 +9,14 @@ import type { CloneRecord, ForkRecord, LaunchReply } from '@snowflock/protocol';
 import type { MemserverStats, MemtapStats } from '@snowflock/replication';
 import { DaemonMetrics } from '../metrics.ts';
 import { FetchTotals } from './fetch-totals.ts';
-import { FETCH_COUNTERS, memserverFigures, memtapFigures, relayFigures } from './fetch-figures.ts';
+import {
+  FETCH_COUNTERS,
+  FETCH_FIGURES,
+  memserverFigures,
+  memtapFigures,
+  relayFigures,
+} from './fetch-figures.ts';
+import { WaitsHistogram } from './waits-histogram.ts';
 
 /** A memtap answers in a ms; one that is starved of CPU by its clones is left out of this scrape. */
 const SAMPLE_DEADLINE_MS = 1000;
@@ -37,7 +44,7 @@ export class SfldMetrics extends DaemonMetrics {
   readonly #forks: Counter<'result'>;
   readonly #clones: Counter<'result'>;
   readonly #masterReachable: Gauge;
-  readonly #totals = new FetchTotals(FETCH_COUNTERS.map(({ figure }) => figure));
+  readonly #totals = new FetchTotals(FETCH_FIGURES);
   readonly #memtaps = new Map<string, MemtapStats>();
   readonly #memservers = new Set<string>();
   readonly #asked = new Set<string>();
@@ -82,6 +89,7 @@ export class SfldMetrics extends DaemonMetrics {
       registers,
     });
     this.#fetchCounters();
+    new WaitsHistogram({ totals: this.#totals, registry: this.registry });
     this.#gauges();
   }
 

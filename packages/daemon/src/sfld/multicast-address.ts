@@ -1,7 +1,13 @@
 // Which address of this host pages for many hosts come in at and go out of: that of the second name in cluster_hosts.
 
 import { isIPv4 } from 'node:net';
-import { resolveHostAddress, toSnowflockError } from '@snowflock/protocol';
+import {
+  type MulticastHeard,
+  resolveHostAddress,
+  toSnowflockError,
+  type TryMulticast,
+} from '@snowflock/protocol';
+import { tryMulticast } from '@snowflock/replication';
 import type { HostContext } from './context.ts';
 
 /** Undefined: pages go by unicast, because sfmd wants it so, or because the name leads nowhere. */
@@ -23,4 +29,15 @@ export async function multicastAddressOf(
     );
   }
   return undefined;
+}
+
+/** Sends or listens, as sfmd asks for it; a host without an address for multicast hears nothing. */
+export async function hearMulticast(
+  context: Pick<HostContext, 'host' | 'address' | 'log'>,
+  { keyHex, multicastHost, sends, listenMs }: TryMulticast,
+): Promise<MulticastHeard> {
+  const address = await multicastAddressOf(context, multicastHost);
+  if (address === undefined) return { packetBytes: 0 };
+  const packetBytes = await tryMulticast({ key: Buffer.from(keyHex, 'hex'), address, sends, listenMs });
+  return { packetBytes };
 }

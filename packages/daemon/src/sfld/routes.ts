@@ -25,6 +25,7 @@ import { checkReach, listenForReach } from './reach.ts';
 import { exposePort, hidePort } from './expose.ts';
 import { forkFromHost, mergeFromHost } from './fork-from-host.ts';
 import type { HostDaemon, ReachableVm } from './host-daemon.ts';
+import { hearMulticast } from './multicast-address.ts';
 import type { Peer } from '../peer.ts';
 import { clonesHost } from './ticket-places.ts';
 import { atVmsHost } from './vm-locations.ts';
@@ -47,6 +48,7 @@ export function registerRoutes(app: FastifyInstance, daemon: HostDaemon): void {
     return daemon.pageSource(params.ticket);
   });
   serve(app, ROUTES.relay, ({ params, peer }) => daemon.relaySource(params.ticket, peer));
+  serve(app, ROUTES.tryMulticast, ({ body }) => hearMulticast(daemon.context, body));
   serve(app, ROUTES.startMaster, ({ body }) => daemon.startMaster(body));
   serve(app, ROUTES.destroyVm, ({ params }) => daemon.destroyVm(parseVmRef(params.vm)));
   serve(app, ROUTES.forkVm, ({ params, query, body, signal }) =>

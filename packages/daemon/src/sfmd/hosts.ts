@@ -8,6 +8,7 @@ import {
   CloneRecord,
   ControlClient,
   formatVmRef,
+  MulticastHeard,
   NoReply,
   SnowflockError,
   MasterStarted,
@@ -18,6 +19,7 @@ import {
   type TlsIdentity,
   SendVmReply,
   type SendVm,
+  type TryMulticast,
   type VmRef,
   type WriteCheckpoint,
 } from '@snowflock/protocol';
@@ -33,6 +35,8 @@ const FREEZE_TIMEOUT_MS = 30_000;
 const SEND_VM_TIMEOUT_MS = 300_000;
 /** Somebody waits and looks. */
 const CLONES_TIMEOUT_MS = 2_000;
+/** Beyond the time that a host listens for: it may be busy. */
+const MULTICAST_TRY_MARGIN_MS = 5_000;
 /** Killing processes and unmounting; a host that takes longer is asked again. */
 const DESTROY_TIMEOUT_MS = 10_000;
 
@@ -61,6 +65,8 @@ export interface Hosts extends Disposable {
   resetVm(at: HostAddress, vm: VmRef, signal: AbortSignal): Promise<void>;
   /** Answers what became of it. The end of its cluster does not wait for it. */
   sendVm(at: HostAddress, vm: VmRef, body: SendVm, signal: AbortSignal): Promise<SendVmReply>;
+  /** What it heard of the one that sends. */
+  tryMulticast(at: HostAddress, body: TryMulticast, signal: AbortSignal): Promise<MulticastHeard>;
   /** What clones run there, and what they fetched. */
   clones(at: HostAddress, signal: AbortSignal): Promise<CloneRecord[]>;
   /** Of a ticket, of a VM, or with null for both of the whole cluster. Idempotent. */
@@ -140,6 +146,17 @@ export class HostClients implements Hosts {
       path: `/v1/checkpoints/${name}?id=${id}`,
       reply: NoReply,
       timeoutMs: DESTROY_TIMEOUT_MS,
+      signal,
+    });
+  }
+
+  tryMulticast(at: HostAddress, body: TryMulticast, signal: AbortSignal): Promise<MulticastHeard> {
+    return this.#client(at).request({
+      method: 'POST',
+      path: '/v1/multicast-tries',
+      body,
+      reply: MulticastHeard,
+      timeoutMs: body.listenMs + MULTICAST_TRY_MARGIN_MS,
       signal,
     });
   }

@@ -65,6 +65,7 @@ import { withFetched } from './fetched.ts';
 import type { HostAddress, Hosts } from './hosts.ts';
 import { Migrations } from './migrations.ts';
 import { PowerOffs } from './power-offs.ts';
+import { PageWays, type PageWaysOptions } from './page-ways.ts';
 import { RouterReports } from './routers.ts';
 import { startPreparation, type PreparationPorts } from './preparations.ts';
 import { TicketRequests } from './ticket-requests.ts';
@@ -74,6 +75,7 @@ import { abortError, Waiters } from './waiters.ts';
 
 /** Of a system without a configuration of it. */
 const NOTHING_OUTSIDE: NetworkPolicy = { whitelist: [], capMbit: null, nameservers: [] };
+const BY_UNICAST = { mode: 'unicast', multicastHosts: new Map<string, string>() } as const;
 /** How often silence of hosts is looked for. */
 const TICK_MS = 1000;
 /** Less than sfld waits for a redemption; what is not prepared by then is launched without. A host that is busy takes its time; one that is gone counts as down before. */
@@ -97,10 +99,8 @@ export interface MasterDaemonOptions {
   /** What clusters may reach; absent: nothing outside. */
   readonly network?: NetworkPolicy;
   readonly hosts: Hosts;
-  /** By host; absent: pages go by unicast. */
-  readonly multicastHosts?: ReadonlyMap<string, string>;
-  /** Hosts of a fork pass pages on to each other; absent: each gets them from the parent's. */
-  readonly relay?: boolean;
+  /** How pages reach the hosts of a fork; absent: by unicast. */
+  readonly pageWays?: Pick<PageWaysOptions, 'mode' | 'multicastHosts'>;
   /** Clones on other hosts than their parent fetch everything in the background; absent: only what they touch. */
   readonly detach?: boolean;
   /** What some clones needed is fetched ahead by others; absent: it is. */
@@ -120,6 +120,7 @@ export class MasterDaemon implements Disposable {
   readonly checkpoints: Checkpoints;
   readonly migrations: Migrations;
   readonly routers: RouterReports;
+  readonly pageWays: PageWays;
   readonly #undelivered = new Undelivered();
   readonly #chance: Chance;
   readonly #waiters = new Waiters();
@@ -162,11 +163,17 @@ export class MasterDaemon implements Disposable {
       apply: (command) => void this.#apply(command),
       undo: (command) => this.#attempt(command),
     });
+    this.pageWays = new PageWays({
+      ...(options.pageWays ?? BY_UNICAST),
+      hosts: options.hosts,
+      addressOf: (host) => this.#address(host),
+      log: options.log,
+      closing: this.#closing.signal,
+    });
     this.#preparing = {
       hosts: options.hosts,
       addressOf: (host) => this.#address(host),
-      multicastHostOf: (host) => options.multicastHosts?.get(host),
-      relay: options.relay ?? false,
+      ways: this.pageWays,
       detach: options.detach ?? false,
       push: options.push ?? true,
       apply: (command) => this.#applySometime(command),
@@ -222,6 +229,7 @@ export class MasterDaemon implements Disposable {
 
   reportHost(host: string, report: HostReport): Pick<HostReportReply, 'hosts'> {
     this.#apply({ type: 'host-reported', host, report, nowMs: this.#options.nowMs() });
+    this.pageWays.noteUp(Object.values(this.system.hosts).flatMap(({ host, up }) => (up ? [host] : [])));
     return { hosts: knownHosts(this.system) };
   }
 

@@ -9,10 +9,12 @@ export class SfmdMetrics extends DaemonMetrics {
   readonly #system: () => SystemData;
   #state: SystemState = { hosts: [], clusters: [] };
 
-  constructor(system: () => SystemData) {
+  /** `heard`: what each host heard when multicast was tried, in bytes. */
+  constructor(system: () => SystemData, heard: () => ReadonlyMap<string, number> = () => new Map()) {
     super();
     this.#system = system;
     this.#hostGauges();
+    this.#multicastGauge(heard);
     this.#clusterGauges();
     this.#queueGauge();
   }
@@ -58,6 +60,19 @@ export class SfmdMetrics extends DaemonMetrics {
           this.set({ host, kind: 'total' }, ramBytes);
           this.set({ host, kind: 'reserved' }, ramBytes - ramFreeBytes);
         }
+      },
+    });
+  }
+
+  #multicastGauge(heard: () => ReadonlyMap<string, number>): void {
+    new Gauge({
+      name: 'snowflock_multicast_packet_bytes',
+      help: "The longest packet that reached a host by multicast when sfmd tried it (network_mode = 'auto'); 0: none",
+      labelNames: ['host'],
+      registers: [this.registry],
+      collect() {
+        this.reset();
+        for (const [host, bytes] of heard()) this.set({ host }, bytes);
       },
     });
   }

@@ -4,16 +4,14 @@ import { toSnowflockError } from '@snowflock/protocol';
 import { relayPlace, type Command, type Effect } from '@snowflock/cluster';
 import type { Log } from '../log.ts';
 import type { HostAddress, Hosts } from './hosts.ts';
+import type { PageWays } from './page-ways.ts';
 
 export type Preparation = Extract<Effect, { type: 'prepare-source' | 'prepare-clones' }>;
 
 export interface PreparationPorts {
   readonly hosts: Hosts;
   readonly addressOf: (host: string) => HostAddress;
-  /** Undefined: pages go by unicast. */
-  readonly multicastHostOf: (host: string) => string | undefined;
-  /** Hosts of a fork pass pages on to each other. */
-  readonly relay: boolean;
+  readonly ways: Pick<PageWays, 'of' | 'multicastHostOf'>;
   /** Clones on other hosts than their parent fetch everything. */
   readonly detach: boolean;
   /** What some clones needed is fetched ahead by others. */
@@ -42,24 +40,26 @@ export function startPreparation(effect: Preparation, ports: PreparationPorts): 
 }
 
 async function callHost(effect: Preparation, ports: PreparationPorts): Promise<void> {
-  const { hosts, addressOf, multicastHostOf, closing } = ports;
-  const { clusterid, ticket } = effect;
+  const { hosts, addressOf, ways, closing } = ports;
+  const { clusterid, ticket, targets } = effect;
   const at = addressOf(effect.host);
-  const multicastHost = multicastHostOf(effect.host);
+  const parentHost = effect.type === 'prepare-source' ? effect.host : effect.parentHost;
+  const way = ways.of({ parentHost, targets });
+  const multicastHost = way === 'multicast' ? ways.multicastHostOf(effect.host) : undefined;
   if (effect.type === 'prepare-source')
     return hosts.prepareSource(
       at,
       {
-        ...{ clusterid, vmid: effect.vmid, ticket, targets: [...effect.targets], multicastHost },
+        ...{ clusterid, vmid: effect.vmid, ticket, targets: [...targets], multicastHost },
         // copying everything says nothing of what is needed
         push: ports.push && !ports.detach,
       },
       closing,
     );
-  const { shape, diskBytes, parentHost } = effect;
+  const { shape, diskBytes } = effect;
   const clones = [...effect.clones];
   const parent = addressOf(parentHost);
-  const place = ports.relay ? relayPlace(effect.host, effect) : null;
+  const place = way === 'relay' ? relayPlace(effect.host, effect) : null;
   const relay = place && {
     via: place.via === null ? null : addressOf(place.via),
     feeds: [...place.feeds],

@@ -39,23 +39,22 @@ export async function runSfmd(config: SfmdConfig, { log, onReady, signal }: RunO
         nameservers: [...config.networkNameservers],
       },
       hosts,
-      relay: config.networkMode === 'relay',
+      pageWays: {
+        mode: config.networkMode,
+        multicastHosts: new Map(config.clusterHosts.map(({ host, multicastHost }) => [host, multicastHost])),
+      },
       detach: config.detachClones,
       push: config.pushPages,
-      ...(config.networkMode === 'multicast' || config.networkMode === 'auto'
-        ? {
-            multicastHosts: new Map(
-              config.clusterHosts.map(({ host, multicastHost }) => [host, multicastHost]),
-            ),
-          }
-        : {}),
       log,
       random: Math.random,
       nowMs: () => performance.now(),
       unixMs: () => Date.now(),
     }),
   );
-  const metrics = new SfmdMetrics(() => daemon.system);
+  const metrics = new SfmdMetrics(
+    () => daemon.system,
+    () => daemon.pageWays.heard,
+  );
   const server = cleanup.use(
     await createControlServer({
       name: 'sfmd',

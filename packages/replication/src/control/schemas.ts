@@ -151,6 +151,8 @@ const latencySchema = z.object({
   maxUs: z.number(),
   /** Time in all that somebody waited. */
   sumUs: z.number().default(0),
+  /** Values up to each of PAGE_WAIT_BOUNDS_US; empty: of a process that an older sfld started. */
+  buckets: z.array(z.number()).default([]),
 });
 
 export const freezeReplySchema = z.object({
@@ -185,6 +187,8 @@ export const memserverStatsSchema = z.object({
       /** Hosts that hear it now. */
       multicastMembers: z.number(),
       multicastPages: z.number(),
+      /** Probes included. */
+      multicastDatagrams: z.number(),
       multicastBytes: z.number(),
       /** Requests for pages that were on their way to everyone already. */
       lockstepPages: z.number(),

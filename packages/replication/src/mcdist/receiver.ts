@@ -38,6 +38,8 @@ const DISTRUST_MS = 2000;
 /** The weight of one datagram in that share, and the gap that counts at most: a process that did not run for a moment is no network. */
 const SHARE_WEIGHT = 1 / 1024;
 const MAX_GAP = 1024;
+/** So little loss already makes fragments of IP worse than more datagrams. */
+const LOSSY_SHARE = 1 / 128;
 /** Promises missed with nothing at all in between that say the same. */
 const MISSED_IN_SILENCE = 16;
 
@@ -101,6 +103,7 @@ export class McdistReceiver {
   readonly #givenUp = new Set<number>();
   #patienceMs = PATIENCE_MIN_MS;
   #lostShare = 0;
+  #lossy = false;
   #missedInSilence = 0;
   #distrustsUntilMs = -Infinity;
   #fresh = true;
@@ -118,6 +121,11 @@ export class McdistReceiver {
 
   get patienceMs(): number {
     return this.#patienceMs;
+  }
+
+  /** Whether datagrams were lost, of late or before: more than a few. */
+  get lossy(): boolean {
+    return this.#lossy;
   }
 
   /** Whether to ask for answers by multicast. */
@@ -219,6 +227,7 @@ export class McdistReceiver {
     if (number > this.#highest) {
       const lost = Math.min(MAX_GAP, number - this.#highest - 1);
       if (this.#highest > 0) this.#lostShare = 1 - (1 - this.#lostShare) * (1 - SHARE_WEIGHT) ** lost;
+      if (this.#lostShare > LOSSY_SHARE) this.#lossy = true;
       if (this.#lostShare > DISTRUST_SHARE) this.#distrust(nowMs);
       const from = Math.max(this.#highest + 1, number - WINDOW + 1);
       for (let between = from; between < number; between++) this.#seen[between % WINDOW] = 0;

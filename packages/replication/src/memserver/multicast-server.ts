@@ -11,6 +11,7 @@ import {
   hasPageData,
   MCDIST_MAX_PIECES,
   MCDIST_PORT,
+  MCDIST_WHOLE_PAGE_BYTES,
   mcdistGroup,
   McdistSealer,
   McdistType,
@@ -30,12 +31,10 @@ import {
   writePageFrame,
 } from '@snowflock/protocol/pages';
 import { mtuOf } from '../mcdist/multicast-interface.ts';
+import { packetLengths, sealProbes } from '../mcdist/probe.ts';
 import { type Answer, McdistSender, type Verdict } from '../mcdist/sender.ts';
 import type { PageBuffer } from './page-buffers.ts';
 
-/** Ethernet's MTU, which most switches carry whatever the interfaces say; smaller ones are tried too. */
-const USUAL_MTU = 1500;
-const SMALL_MTU = 1280;
 /** Receivers in one network are probed together. */
 const PROBE_INTERVAL_MS = 20;
 /** Unsent datagrams that the socket may hold: the local link takes no more, and what waits here can still be put in order. */
@@ -59,7 +58,7 @@ export class MulticastServer {
   readonly #header = createMcdistHeader();
   readonly #frame = createPageFrame();
   readonly #verdicts: (Verdict | undefined)[] = new Array<Verdict | undefined>(PAGE_WIRE_MAX_PAGES);
-  readonly #mtu: number;
+  readonly #probeLengths: readonly number[];
   /** Longest packet that each receiver ever got. */
   readonly #heardBytes = new Map<number, number>();
   #pieces = 1;
@@ -71,7 +70,7 @@ export class MulticastServer {
     const { key, address } = options;
     this.#group = mcdistGroup(key);
     this.#sealer = new McdistSealer(key);
-    this.#mtu = mtuOf(address);
+    this.#probeLengths = [MCDIST_WHOLE_PAGE_BYTES, ...packetLengths(mtuOf(address))];
     this.sender = new McdistSender<PageData>({ transmit: (...page) => this.#transmit(...page) });
     // the group is an address already: looked up the usual way, each datagram would leave a turn late, behind its SPLIT
     this.#socket = createSocket({ type: 'udp4', lookup: (name, _options, found) => found(null, name, 4) });
@@ -94,6 +93,7 @@ export class MulticastServer {
     return {
       multicastMembers: this.sender.memberCount(performance.now()),
       multicastPages: counters.multicastPages,
+      multicastDatagrams: this.#sealer.number,
       multicastBytes: counters.multicastBytes,
       lockstepPages: counters.lockstepPages,
       repairedPages: counters.repairedPages,
@@ -222,18 +222,12 @@ export class MulticastServer {
     return datagram.length + 28;
   }
 
-  /** One probe of each size that may be the longest to come through. */
+  /** One of each length that may be the longest to come through. */
   #probe(): void {
     const nowMs = performance.now();
     if (nowMs - this.#probedMs < PROBE_INTERVAL_MS) return;
     this.#probedMs = nowMs;
-    const sizes = new Set(
-      [this.#mtu, USUAL_MTU, SMALL_MTU].map((mtu) => piecesFor(Math.min(mtu, this.#mtu))),
-    );
-    for (const pieces of sizes) {
-      Object.assign(this.#header, { type: McdistType.probe, region: 0, page: 0, piece: 0, pieces: 0 });
-      this.#send(this.#sealer.seal(this.#header, Buffer.alloc(pieceBytes(pieces))));
-    }
+    for (const probe of sealProbes(this.#sealer, this.#probeLengths)) this.#send(probe);
   }
 
   /** As many as the receiver with the shortest packets needs. */

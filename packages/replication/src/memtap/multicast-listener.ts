@@ -9,6 +9,7 @@
 
 import { createSocket, type Socket } from 'node:dgram';
 import { MCDIST_PORT, mcdistGroup } from '@snowflock/protocol/pages';
+import { mtuOf } from '../mcdist/multicast-interface.ts';
 import { McdistReceiver, type MissedPage } from '../mcdist/receiver.ts';
 import { Control, type SharedState } from './shared-state.ts';
 
@@ -41,7 +42,10 @@ export class MulticastListener {
   readonly #options: MulticastListenerOptions;
   readonly #receiver: McdistReceiver;
   readonly #socket: Socket;
-  #heardBytes = 0;
+  /** The longest packets that came, and the longest that no fragments were needed for. */
+  #heard = { bytes: 0, wholeBytes: 0 };
+  readonly #mtu: number;
+  #saidLossy = false;
   #reported = { bytes: 0, atMs: 0 };
   #probesAsked = 0;
   #reporter: NodeJS.Timeout | undefined;
@@ -52,6 +56,7 @@ export class MulticastListener {
     const { key, address } = options;
     this.#options = options;
     this.#receiver = new McdistReceiver({ key });
+    this.#mtu = mtuOf(address);
     // several memtaps of a host listen on the same port, each bound to its own group, so that the kernel sorts datagrams out
     this.#socket = createSocket({ type: 'udp4', reuseAddr: true });
     this.#socket.on('error', (error) => {
@@ -114,13 +119,21 @@ export class MulticastListener {
     const { wanted, onPage } = this.#options;
     const heard = this.#receiver.hears;
     const received = this.#receiver.datagram(bytes, performance.now(), wanted);
-    if (bytes.length + 28 > this.#heardBytes && this.#receiver.hears) {
-      this.#heardBytes = bytes.length + 28;
-      // the sooner the memserver knows, the more of the first pages come this way
-      if (this.#reporter !== undefined) this.#report();
-    }
+    // the sooner the memserver knows, the more of the first pages come this way, and the fewer fragments are lost
+    const longer = this.#receiver.hears && this.#noteLength(bytes.length + 28);
+    const lossy = this.#receiver.lossy && !this.#saidLossy;
+    if ((longer || lossy) && this.#reporter !== undefined) this.#report();
     if (!heard) this.#setFlag();
     if (received !== undefined) onPage(received.region, received.page, received.data);
+  }
+
+  /** Whether this was the longest so far. */
+  #noteLength(packetBytes: number): boolean {
+    const heard = this.#heard;
+    if (packetBytes <= this.#mtu) heard.wholeBytes = Math.max(heard.wholeBytes, packetBytes);
+    if (packetBytes <= heard.bytes) return false;
+    heard.bytes = packetBytes;
+    return true;
   }
 
   #setFlag(): void {
@@ -150,10 +163,11 @@ export class MulticastListener {
     const { bytes } = this.#receiver.counters;
     const { bytes: before, atMs } = this.#reported;
     this.#reported = { bytes, atMs: nowMs };
+    this.#saidLossy = this.#receiver.lossy;
     this.#options.report({
       bytes: bytes - before,
       intervalMs: nowMs - atMs,
-      heardBytes: this.#heardBytes,
+      heardBytes: this.#saidLossy ? this.#heard.wholeBytes : this.#heard.bytes,
     });
   }
 
