@@ -105,6 +105,8 @@ export interface MasterDaemonOptions {
   readonly detach?: boolean;
   /** What some clones needed is fetched ahead by others; absent: it is. */
   readonly push?: boolean;
+  /** Over a narrow link, pages that nobody waits for yet are compressed; absent: they are. */
+  readonly compress?: boolean;
   readonly log: Log;
   readonly random: () => number;
   /** Monotonic. */
@@ -162,6 +164,7 @@ export class MasterDaemon implements Disposable {
       apply: (command) => void this.#apply(command),
       undo: (command) => this.#attempt(command),
     });
+    const compress = options.compress ?? true;
     this.#preparing = {
       hosts: options.hosts,
       addressOf: (host) => this.#address(host),
@@ -169,6 +172,7 @@ export class MasterDaemon implements Disposable {
       relay: options.relay ?? false,
       detach: options.detach ?? false,
       push: options.push ?? true,
+      compress,
       apply: (command) => this.#applySometime(command),
       log: options.log,
       closing: this.#closing.signal,
@@ -182,7 +186,7 @@ export class MasterDaemon implements Disposable {
       closing: this.#closing.signal,
     };
     this.checkpoints = new Checkpoints(ports);
-    this.migrations = new Migrations(ports);
+    this.migrations = new Migrations({ ...ports, compress });
     const { capacities: hosts, clusterid, limits } = options;
     this.#apply({
       type: 'restarted',

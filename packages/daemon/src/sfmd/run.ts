@@ -42,6 +42,7 @@ export async function runSfmd(config: SfmdConfig, { log, onReady, signal }: RunO
       relay: config.networkMode === 'relay',
       detach: config.detachClones,
       push: config.pushPages,
+      compress: config.compressPages,
       ...(config.networkMode === 'multicast' || config.networkMode === 'auto'
         ? {
             multicastHosts: new Map(
