@@ -2,23 +2,44 @@
 
 import { Lab, type LabNetworkMode } from '@snowflock/lab';
 import type { CloneRecord } from '@snowflock/protocol';
-import { memtapStatsSchema, type MemtapStats } from '@snowflock/replication';
-import { z } from 'zod';
+import type { MemtapStats } from '@snowflock/replication';
 import { figure, type Figure } from '../figures.ts';
-import { BenchMaster } from '../fork/master.ts';
+import { BenchMaster, type MasterShape } from '../fork/master.ts';
+import { accountOfClones, memtapsOf } from './account.ts';
+import { cableBytes, servedBytes } from './sent-bytes.ts';
 import { measureTouched, type Touched } from './touched.ts';
 
 /** A way to send pages; each is measured in a lab of its own. */
-interface Variant {
+export interface Variant {
   readonly name: string;
   readonly networkMode: LabNetworkMode;
   /** Lines of sfmd's configuration. */
   readonly sfmdOptions?: readonly string[];
+  /** False: what the guest frees counts as in use. */
+  readonly freePageReporting?: false;
+  /** Links and numbers of clones that are measured; absent: all. */
+  readonly measured?: { readonly links: readonly string[]; readonly clones: readonly number[] };
 }
+const SOME_CLONES = [2, 8];
+/** The first is what the others are compared with. */
 export const VARIANTS: readonly Variant[] = [
   { name: 'unicast', networkMode: 'unicast' },
   { name: 'relay', networkMode: 'relay' },
   { name: 'multicast', networkMode: 'multicast' },
+  {
+    ...{ name: 'unicast without push', networkMode: 'unicast', sfmdOptions: ["push_pages = 'never'"] },
+    measured: { links: ['unlimited', '1 Gbit', '100 Mbit'], clones: SOME_CLONES },
+  },
+  {
+    ...{ name: 'unicast without compression', networkMode: 'unicast' },
+    sfmdOptions: ["compress_pages = 'never'"],
+    // over faster ones nothing is compressed
+    measured: { links: ['100 Mbit'], clones: SOME_CLONES },
+  },
+  {
+    ...{ name: 'unicast without avoidance', networkMode: 'unicast', freePageReporting: false },
+    measured: { links: ['unlimited', '100 Mbit'], clones: SOME_CLONES },
+  },
 ];
 
 interface Link {
@@ -39,7 +60,6 @@ const AREA_MIB = 16;
 const SHAPE = { image: 'micro', memoryMib: 112, areaMib: AREA_MIB };
 const LAB_CPUS = 16;
 const LAB_RAM_BYTES = 4 * 2 ** 30;
-const STATS_TIMEOUT_MS = 15_000;
 const ROUNDS = 2;
 /** Above it one round must do: under emulation a fork into 32 that all read takes up to a minute. */
 const ROUNDS_CLONES_MAX = 8;
@@ -53,6 +73,7 @@ interface Sample {
   readonly hostBytes: readonly number[];
   readonly jobMs: number;
   readonly stallMs: number;
+  readonly clones: readonly CloneRecord[];
 }
 
 interface CasesOptions {
@@ -67,6 +88,7 @@ export async function measureCases({ quick, wanted, signal }: CasesOptions): Pro
   const plan = VARIANTS.flatMap((variant) =>
     (quick ? LINKS.slice(0, 1) : LINKS).flatMap((link) =>
       counts
+        .filter((clones) => isMeasured(variant, link, clones))
         .filter((clones) => wanted(`${variant.name}/${link.name}/${clonesText(clones)}`))
         .map((clones) => ({ variant, link, clones })),
     ),
@@ -85,19 +107,24 @@ export async function measureCases({ quick, wanted, signal }: CasesOptions): Pro
   for (const variant of VARIANTS) {
     const cases = plan.filter((one) => one.variant === variant);
     if (cases.length === 0) continue;
-    const { networkMode, sfmdOptions } = variant;
+    const { networkMode, sfmdOptions, freePageReporting } = variant;
+    const shape = { ...SHAPE, freePageReporting };
     await using lab = await Lab.up({ ...hosts, networkMode, sfmdOptions });
     for (const { link, clones } of cases) {
       signal.throwIfAborted();
       for (const { k } of lab.hosts)
         await lab.shapeLink(k, link.rateMbit === undefined ? {} : { rateMbit: link.rateMbit });
       const rounds = quick || clones > ROUNDS_CLONES_MAX ? 1 : ROUNDS;
-      const samples = await samplesOf(lab, clones, { rounds, signal });
+      const samples = await samplesOf(lab, shape, { clones, rounds, signal });
       const pages = touched.get(clones);
       if (pages) figures.push(...figuresOf(caseName(variant, link, clones), samples, pages));
     }
   }
   return figures;
+}
+
+function isMeasured({ measured }: Variant, link: Link, clones: number): boolean {
+  return measured === undefined || (measured.links.includes(link.name) && measured.clones.includes(clones));
 }
 
 export function caseName(variant: { name: string }, link: { name: string }, clones: number): string {
@@ -110,10 +137,10 @@ function clonesText(clones: number): string {
 
 async function samplesOf(
   lab: Lab,
-  clones: number,
-  { rounds, signal }: { rounds: number; signal: AbortSignal },
+  shape: MasterShape,
+  { clones, rounds, signal }: { clones: number; rounds: number; signal: AbortSignal },
 ): Promise<Sample[]> {
-  await using master = await BenchMaster.seed(lab, SHAPE);
+  await using master = await BenchMaster.seed(lab, shape);
   const samples: Sample[] = [];
   // the first fork of a VM finds nothing learnt yet
   for (let round = 0; round <= rounds; round++) {
@@ -129,56 +156,23 @@ async function sample(lab: Lab, master: BenchMaster, count: number): Promise<Sam
   let servedBefore = 0;
   const { ticket, record, clones } = await master.fork(count, {
     prepared: async (prepared) => {
-      cableBefore = await sentBytes(lab, master.host);
+      cableBefore = await cableBytes(lab, master.host);
       servedBefore = await servedBytes(lab, master.host, prepared);
     },
   });
   const parentBytes = (await servedBytes(lab, master.host, ticket)) - servedBefore;
-  const cableBytes = (await sentBytes(lab, master.host)) - cableBefore;
+  const sentBytes = (await cableBytes(lab, master.host)) - cableBefore;
   const taps = memtapsOf(clones);
   await master.merge(ticket);
   const sum = (of: (tap: MemtapStats) => number): number => taps.reduce((total, tap) => total + of(tap), 0);
   return {
     parentBytes,
-    cableBytes,
+    cableBytes: sentBytes,
     hostBytes: taps.map((tap) => tap.wireBytesReceived + (tap.multicast?.bytes ?? 0)),
     jobMs: Math.max(...clones.map((clone) => clone.firstAnswerAtMs ?? Number.NaN)) - record.calledAtMs,
     stallMs: sum(({ missLatency }) => missLatency.sumUs / 1000) / count,
+    clones,
   };
-}
-
-/** One for each host: its clones share it, and each of their records has a copy that was taken at the same time. */
-function memtapsOf(clones: readonly CloneRecord[]): MemtapStats[] {
-  const distinct = new Map(clones.map(({ replication }) => [JSON.stringify(replication), replication]));
-  return [...distinct.values()].map((replication) => memtapStatsSchema.parse(replication));
-}
-
-export function memtapOf({ replication }: CloneRecord): MemtapStats {
-  return memtapStatsSchema.parse(replication);
-}
-
-const Served = z.object({
-  sentBytes: z.number(),
-  multicast: z.object({ multicastBytes: z.number() }).nullable(),
-});
-
-/** By the memserver of a ticket, so far: over lanes, and once what went to all. */
-async function servedBytes(lab: Lab, host: string, ticket: string): Promise<number> {
-  const k = lab.hosts.find(({ name }) => name === host)?.k ?? 1;
-  const asked = { method: 'GET', path: `/v1/sources/${ticket}`, reply: Served } as const;
-  const { sentBytes: bytes, multicast } = await lab
-    .client(k)
-    .request({ ...asked, timeoutMs: STATS_TIMEOUT_MS });
-  return bytes + (multicast?.multicastBytes ?? 0);
-}
-
-const Links = z.array(z.object({ stats64: z.object({ tx: z.object({ bytes: z.number() }) }) })).min(1);
-
-/** By a host, so far. */
-async function sentBytes(lab: Lab, host: string): Promise<number> {
-  const k = lab.hosts.find(({ name }) => name === host)?.k ?? 1;
-  const { stdout } = await lab.exec(k, ['ip', '-j', '-s', 'link', 'show', 'dev', 'eth0']);
-  return Links.parse(JSON.parse(stdout.toString()))[0]?.stats64.tx.bytes ?? Number.NaN;
 }
 
 function touchedFigures(clones: number, { unionBytes, hostBytes }: Touched): Figure[] {
@@ -204,5 +198,9 @@ function figuresOf(name: string, samples: readonly Sample[], touched: Touched): 
     }),
     of('job', 'ms', ({ jobMs }) => jobMs),
     of('stall-of-clone', 'ms', ({ stallMs }) => stallMs),
+    ...accountOfClones(
+      name,
+      samples.map(({ clones }) => clones),
+    ),
   ];
 }

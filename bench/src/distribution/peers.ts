@@ -9,11 +9,11 @@ import type { Accel } from '@snowflock/vm';
 import { figure, type Figure } from '../figures.ts';
 import { liveMigration } from '../fork/live-migration.ts';
 import { BenchMaster } from '../fork/master.ts';
-import type { PeerGuest } from '../fork/peer-vm.ts';
+import { fill, type PeerGuest, type PeerVm } from '../fork/peer-vm.ts';
 import { suspendCopyResume, type CopySample } from '../fork/peers.ts';
 import { hasReadThrough, templateClones } from '../fork/template-clone.ts';
 import { ratioOf } from './ratios.ts';
-import { memtapOf } from './cases.ts';
+import { memtapOf } from './account.ts';
 
 interface Guest {
   readonly name: string;
@@ -54,7 +54,9 @@ export async function measurePeers({ quick, accel, wanted, signal }: PeersOption
   const figures = await ourFigures(size, { rounds, signal });
   const image = await buildImage('micro', { signal });
   const scratch = await mkdtemp(join(SCRATCH_PARENT, 'sf-bench-'));
-  const guest = { ...size, accel, image, forkShim: FORK_SHIM, scratch };
+  const { memoryMib, touchedMib } = size;
+  const warm = (vm: PeerVm): Promise<void> => fill(vm, touchedMib);
+  const guest = { memoryMib, warm, accel, image, forkShim: FORK_SHIM, scratch };
   try {
     for (const [name, measure] of peers) {
       signal.throwIfAborted();

@@ -12,6 +12,9 @@ import { caseName, HOSTS, LINKS, VARIANTS } from './cases.ts';
 const PLACE = join(import.meta.dirname, '../../../docs/bench');
 const MB = 1e6;
 const CLONES = [1, 2, 4, 8, 16, 32];
+/** What is measured in full has lines; what it is without one thing or another, bars beside the first of them. */
+const WAYS = VARIANTS.filter(({ measured }) => measured === undefined);
+const BARS_CLONES = 8;
 
 const Result = z.object({
   figures: z.array(z.object({ name: z.string(), case: z.string(), unit: z.string(), median: z.number() })),
@@ -38,13 +41,32 @@ class Figures {
   }
 }
 
+/** Figures of account.ts that the table shows: name, title, unit. */
+const ACCOUNT = [
+  ['pages of a clone: on demand', 'pages on demand', 1],
+  ['pages of a clone: fetched ahead', 'fetched ahead', 1],
+  ['pages of a clone: pushed', 'of them pushed', 1],
+  ['pages of a clone: pushed and used, estimated', 'pushed and used', 1],
+  ['pages of a clone: held back', 'held back', 1],
+  ['pages of a clone: held back and missed', 'and missed', 1],
+  ['pages of a clone: compressed', 'compressed', 1],
+  ['pages of a clone: multicast, not asked for', 'by multicast unasked', 1],
+  ['pages of a clone: avoided', 'avoided', 1],
+  ['bytes of a clone: by unicast', 'MB by unicast', MB],
+  ['bytes of a clone: by multicast', 'MB by multicast', MB],
+  ['waits of a clone: number', 'waits', 1],
+  ['waits of a clone: median', 'median, ms', 1000],
+  ['waits of a clone: 99 %', '99 %, ms', 1000],
+  ['waits of a clone: in all', 'in all, s', 1e6],
+] as const;
+
 function key(name: string, ofCase: string): string {
   return `${name}\n${ofCase}`;
 }
 
 function linesOf(figures: Figures, name: string, scale: number): Line[] {
   const dashes = [undefined, '8 4', '2 3'];
-  return VARIANTS.flatMap((variant, colour) =>
+  return WAYS.flatMap((variant, colour) =>
     LINKS.map((link, index) => ({
       ...{ name: `${variant.name}, ${link.name}`, colour, dashes: dashes[index] },
       points: CLONES.flatMap((clones) => {
@@ -84,6 +106,41 @@ async function plotCases(figures: Figures): Promise<void> {
   }
 }
 
+/** What is saved by what can be turned off: the first way with all of it, and without. */
+async function plotWithout(figures: Figures): Promise<void> {
+  const [first] = WAYS;
+  for (const [name, file, title, label] of [
+    [
+      'bytes-leaving-parent',
+      'without-bytes',
+      `What leaves the parent for ${BARS_CLONES} clones (logarithmic)`,
+      (value: number) => `${short(value / MB)} MB`,
+    ],
+    [
+      'job',
+      'without-job',
+      `From the call to the last of ${BARS_CLONES} clones (logarithmic)`,
+      (value: number) => `${short(value / 1000)} s`,
+    ],
+  ] as const) {
+    const bars = LINKS.flatMap((link) => {
+      const without = VARIANTS.filter(({ measured }) => measured !== undefined).map((variant) => ({
+        ...{ variant, colour: 1, value: figures.of(name, caseName(variant, link, BARS_CLONES)) },
+      }));
+      const measured = without.filter(({ value }) => value !== undefined);
+      if (!first || measured.length === 0) return [];
+      const value = figures.of(name, caseName(first, link, BARS_CLONES));
+      return [{ variant: first, colour: 0, value }, ...measured].map((one) => ({
+        name: `${one.variant.name.replace('unicast ', '')}, ${link.name}`,
+        value: one.value ?? Number.NaN,
+        label: label(one.value ?? Number.NaN),
+        colour: one.colour,
+      }));
+    }).filter(({ value }) => !Number.isNaN(value));
+    if (bars.length > 0) await writeFile(join(PLACE, `distribution-${file}.svg`), barChart(title, bars));
+  }
+}
+
 async function plotPeers(figures: Figures): Promise<void> {
   for (const [name, file, title, label] of [
     [
@@ -111,6 +168,7 @@ async function plotPeers(figures: Figures): Promise<void> {
 }
 
 function short(value: number): string {
+  if (value === 0) return '0';
   return value >= 100 ? Math.round(value).toLocaleString('en') : value.toPrecision(2);
 }
 
@@ -157,6 +215,43 @@ function ratioTable(figures: Figures): string[] {
   return rows;
 }
 
+/** Means for each clone, by what the product counts; a figure that no case has takes no column. */
+function accountTable(figures: Figures): string[] {
+  const columns = ACCOUNT.filter(([name]) => figures.casesOf(name).length > 0);
+  const cases = [...new Set(columns.flatMap(([name]) => figures.casesOf(name)))];
+  const cell = (value: number | undefined, scale: number): string =>
+    value === undefined ? '' : short(value / scale);
+  return [
+    `| for each clone | ${columns.map(([, title]) => title).join(' | ')} |`,
+    `| --- |${columns.map(() => ' --: |').join('')}`,
+    ...cases.map(
+      (one) =>
+        `| ${one} | ${columns.map(([name, , scale]) => cell(figures.of(name, one), scale)).join(' | ')} |`,
+    ),
+  ];
+}
+
+/** Figures that are bytes or times of BLAST, one row each. */
+function blastTable(figures: Figures): string[] {
+  const rows = ['| figure | case | |', '| --- | --- | --: |'];
+  for (const [name, unit, scale] of [
+    ['blast-snapshot', 'MB', MB],
+    ['blast-bytes-leaving-parent', 'MB', MB],
+    ['blast-bytes-on-cable', 'MB', MB],
+    ['blast-state-sent', 'MB', MB],
+    ['blast-search', 's', 1000],
+    ['blast-cpu', 's', 1000],
+    ['blast-excess', 's', 1000],
+  ] as const)
+    for (const one of figures.casesOf(name)) {
+      const value = figures.of(name, one) ?? Number.NaN;
+      rows.push(
+        `| ${name} | ${one} | ${one.includes(' / ') ? `${value.toPrecision(3)} ×` : `${short(value / scale)} ${unit}`} |`,
+      );
+    }
+  return rows;
+}
+
 function peerTable(figures: Figures): string[] {
   const cases = figures.casesOf('state-sent').filter((one) => !one.includes(' / '));
   const ours = cases.filter((one) => one.startsWith('snowflock'));
@@ -180,8 +275,10 @@ function peerTable(figures: Figures): string[] {
 const figures = new Figures();
 for (const path of process.argv.slice(2)) await figures.read(path);
 await plotCases(figures);
+await plotWithout(figures);
 await plotPeers(figures);
 for (const name of ['touched-union', 'touched-host'])
   for (const one of figures.casesOf(name))
     console.log(`${name}, ${one}: ${((figures.of(name, one) ?? Number.NaN) / MB).toFixed(2)} MB`);
-for (const table of [caseTable, ratioTable, peerTable]) console.log(`\n${table(figures).join('\n')}`);
+for (const table of [caseTable, ratioTable, accountTable, peerTable, blastTable])
+  console.log(`\n${table(figures).join('\n')}`);

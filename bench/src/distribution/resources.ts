@@ -10,7 +10,7 @@ import {
   replicationProcesses,
   type ReplicationProcess,
 } from '../replication-processes.ts';
-import { memtapOf } from './cases.ts';
+import { memtapOf } from './account.ts';
 
 /** Read by the clone, for the CPU time. */
 const DELIVERY: MasterShape = { image: 'micro', memoryMib: 384, areaMib: 256 };

@@ -6,7 +6,7 @@ import type { Lab } from '@snowflock/lab';
 import { PAGE_BYTES } from '@snowflock/protocol';
 import type { PresenceMap } from '@snowflock/replication';
 import { BenchMaster, type MasterShape } from '../fork/master.ts';
-import { replicationProcesses, withMemtap } from '../replication-processes.ts';
+import { replicationProcesses, withMemtap, type ReplicationProcess } from '../replication-processes.ts';
 
 export interface Touched {
   /** Distinct non-zero pages of RAM and disk that any of the clones touched. */
@@ -17,16 +17,10 @@ export interface Touched {
 
 export async function measureTouched(lab: Lab, shape: MasterShape, clones: number): Promise<Touched> {
   await using master = await BenchMaster.seed(lab, shape);
-  const memtaps = async () => (await replicationProcesses(lab)).filter(({ kind }) => kind === 'memtap');
-  const { ticket } = await master.fork(clones, {
-    prepared: async () => {
-      for (const one of await memtaps())
-        await withMemtap(one, (memtap) => memtap.set({ minWindowPages: 0, maxWindowPages: 0 }));
-    },
-  });
+  const { ticket } = await master.fork(clones, { prepared: () => stopReadAhead(lab) });
   let union: { ram: PresenceMap; disk: PresenceMap } | undefined;
   const hosts: number[] = [];
-  for (const one of await memtaps()) {
+  for (const one of await memtaps(lab)) {
     const arrived = await withMemtap(one, (memtap) => memtap.arrived());
     hosts.push((arrived.ram.count() + arrived.disk.count()) * PAGE_BYTES);
     union?.ram.union(arrived.ram);
@@ -39,4 +33,14 @@ export async function measureTouched(lab: Lab, shape: MasterShape, clones: numbe
     unionBytes: (union.ram.count() + union.disk.count()) * PAGE_BYTES,
     hostBytes: hosts.reduce((sum, bytes) => sum + bytes, 0) / hosts.length,
   };
+}
+
+/** Of the memtaps that there are: those of a ticket whose clones wait. */
+export async function stopReadAhead(lab: Lab): Promise<void> {
+  for (const one of await memtaps(lab))
+    await withMemtap(one, (memtap) => memtap.set({ minWindowPages: 0, maxWindowPages: 0 }));
+}
+
+async function memtaps(lab: Lab): Promise<ReplicationProcess[]> {
+  return (await replicationProcesses(lab)).filter(({ kind }) => kind === 'memtap');
 }

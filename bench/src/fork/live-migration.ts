@@ -10,9 +10,9 @@ import {
   answered,
   booting,
   capabilities,
-  fill,
   goOn,
   inScratch,
+  PARENT,
   ping,
   start,
   type PeerGuest,
@@ -40,9 +40,9 @@ export async function liveMigration(
   { kind, rounds }: { kind: MigrationKind; rounds: number },
 ): Promise<CopySample[]> {
   return inScratch(guest, async (directory) => {
-    await using parent = await start(guest, { name: 'parent', directory }, booting(guest, ANONYMOUS));
+    await using parent = await start(guest, { name: PARENT, directory }, booting(guest, ANONYMOUS));
     await answered(parent);
-    await fill(parent, guest.touchedMib);
+    await guest.warm(parent);
     const samples: CopySample[] = [];
     for (let round = 0; round < rounds; round++) {
       const where = { name: `copy${round}`, directory };

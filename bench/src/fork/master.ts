@@ -2,17 +2,15 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Lab } from '@snowflock/lab';
-import { CloneRecord, ForkRecord } from '@snowflock/protocol';
-import { z } from 'zod';
+import type { CloneRecord, ForkRecord } from '@snowflock/protocol';
 import { BenchCluster } from '../cluster.ts';
+import { giveUpBalloon } from './balloon.ts';
 import { GuestProgram } from './guest-program.ts';
+import { cloneRecords, forkRecord, preparedClones, until } from './records.ts';
 
-const REQUEST_TIMEOUT_MS = 120_000;
-const PREPARED_TIMEOUT_MS = 60_000;
 const ANSWER_TIMEOUT_MS = 180_000;
 /** Asking costs CPU time, of which the clones have need until they have answered. */
 const UNOBSERVED_MS = 400;
-const POLL_MS = 50;
 /** Each look also asks the memtaps, which may be at work. */
 const ANSWER_POLL_MS = 200;
 
@@ -29,6 +27,8 @@ export interface MasterShape {
   readonly touchedMib?: number | undefined;
   /** Filled by the program that forks; its copies in clones answer only when they have read all of it and found it right. */
   readonly areaMib?: number | undefined;
+  /** False: what the guest frees counts as in use. */
+  readonly freePageReporting?: false | undefined;
 }
 
 export class BenchMaster implements AsyncDisposable {
@@ -67,6 +67,7 @@ export class BenchMaster implements AsyncDisposable {
           ...args.map(String),
         ]),
       );
+    if (shape.freePageReporting === false) await giveUpBalloon(lab.client(1), `${cluster.clusterid}:0`);
     if (touchedMib !== undefined) await (await start('sftouch', [touchedMib])).ask(null);
     const program = await start('sffork', areaMib === undefined ? [] : [areaMib]);
     if (areaMib !== undefined && (await program.ask(null)) !== 'filled')
@@ -82,21 +83,17 @@ export class BenchMaster implements AsyncDisposable {
     const [word, ticket = '', allowed] = (await this.#program.ask(`ticket ${count}`)).split(' ');
     if (word !== 'ticket' || Number(allowed) !== count)
       throw new Error(`a ticket for ${count} clones: ${word ?? ''} ${allowed ?? ''}`);
-    await this.#until(PREPARED_TIMEOUT_MS, `the ${count} clones to wait`, async () =>
-      (await this.#clones(ticket)).length === count ? true : undefined,
-    );
+    await preparedClones(this.#lab, ticket, count);
     await prepared(ticket);
     await this.#program.ask(`clone ${ticket}`);
     await sleep(UNOBSERVED_MS);
     const answered = async (): Promise<CloneRecord[] | undefined> => {
-      const found = await this.#clones(ticket);
+      const found = await cloneRecords(this.#lab, ticket);
       return found.length === count && found.every((one) => one.firstAnswerAtMs !== null) ? found : undefined;
     };
     const waiting = `the ${count} clones to answer`;
-    const clones = await this.#until(ANSWER_TIMEOUT_MS, waiting, answered, ANSWER_POLL_MS);
-    const [record] = await this.#everywhere(`/v1/forks?ticket=${ticket}`, z.array(ForkRecord));
-    if (!record) throw new Error(`no record of the fork of ticket ${ticket}`);
-    return { ticket, record, clones };
+    const clones = await until(ANSWER_TIMEOUT_MS, waiting, answered, ANSWER_POLL_MS);
+    return { ticket, record: await forkRecord(this.#lab, ticket), clones };
   }
 
   async merge(ticket: string): Promise<void> {
@@ -106,31 +103,5 @@ export class BenchMaster implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#owned.disposeAsync();
-  }
-
-  #clones(ticket: string): Promise<CloneRecord[]> {
-    return this.#everywhere(`/v1/clones?ticket=${ticket}`, z.array(CloneRecord));
-  }
-
-  async #everywhere<T>(path: string, reply: z.ZodType<T[]>): Promise<T[]> {
-    const asked = this.#lab.hosts.map(({ k }) =>
-      this.#lab.client(k).request({ method: 'GET', path, reply, timeoutMs: REQUEST_TIMEOUT_MS }),
-    );
-    return (await Promise.all(asked)).flat();
-  }
-
-  async #until<T>(
-    timeoutMs: number,
-    what: string,
-    look: () => Promise<T | undefined>,
-    pollMs: number = POLL_MS,
-  ): Promise<T> {
-    const end = performance.now() + timeoutMs;
-    while (performance.now() < end) {
-      const found = await look();
-      if (found !== undefined) return found;
-      await sleep(pollMs);
-    }
-    throw new Error(`${what}: not within ${timeoutMs} ms`);
   }
 }

@@ -9,9 +9,9 @@ import {
   answered,
   booting,
   capabilities,
-  fill,
   goOn,
   inScratch,
+  PARENT,
   migrationDone,
   ping,
   start,
@@ -36,9 +36,9 @@ export interface CopySample {
 /** From `stop` in the parent to the answer of the resumed copy; one sample for each round on one warmed parent. */
 export async function suspendCopyResume(guest: PeerGuest, rounds: number): Promise<CopySample[]> {
   return inScratch(guest, async (directory) => {
-    await using parent = await start(guest, { name: 'parent', directory }, booting(guest, ANONYMOUS));
+    await using parent = await start(guest, { name: PARENT, directory }, booting(guest, ANONYMOUS));
     await answered(parent);
-    await fill(parent, guest.touchedMib);
+    await guest.warm(parent);
     await parent.qemu.qmp.execute(capabilities([]));
     // As fast as the machine can: QEMU's default limit is for live migration over a busy network.
     await parent.qemu.qmp.execute({

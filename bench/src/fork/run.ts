@@ -11,7 +11,7 @@ import { memtapStatsSchema } from '@snowflock/replication';
 import { chooseAccel, type Accel } from '@snowflock/vm';
 import { figure, machine, type BenchResult, type Figure } from '../figures.ts';
 import { measureFaults, type FaultLatency } from './faults.ts';
-import type { PeerGuest } from './peer-vm.ts';
+import { fill, type PeerGuest, type PeerVm } from './peer-vm.ts';
 import { coldBootMs, suspendCopyResume } from './peers.ts';
 import { templateClones } from './template-clone.ts';
 import { measureForks, type ForkSample } from './snowflock.ts';
@@ -57,7 +57,8 @@ export async function benchFork(options: { quick: boolean; signal: AbortSignal }
       if (one === CASES[0]) figures.push(...faultFigures(one, await measureFaults(lab, rounds.faultPages)));
     }
     signal.throwIfAborted();
-    const guest = { accel, image, forkShim: FORK_SHIM, memoryMib: one.memoryMib, touchedMib: one.touchedMib };
+    const warm = (vm: PeerVm): Promise<void> => fill(vm, one.touchedMib);
+    const guest = { accel, image, forkShim: FORK_SHIM, memoryMib: one.memoryMib, warm };
     figures.push(...(await peerFigures(one, guest, rounds)));
     signal.throwIfAborted();
   }

@@ -16,9 +16,9 @@ import {
   booting,
   answered,
   capabilities,
-  fill,
   goOn,
   inScratch,
+  PARENT,
   migrationDone,
   ping,
   start,
@@ -51,11 +51,11 @@ export async function templateClones(
     const state = join(directory, 'state');
     await using parent = await start(
       guest,
-      { name: 'parent', directory },
+      { name: PARENT, directory },
       booting(guest, { kind: 'file', path: ramFile, share: true }),
     );
     await answered(parent);
-    await fill(parent, guest.touchedMib);
+    await guest.warm(parent);
     await parent.qemu.qmp.execute(capabilities(['x-ignore-shared']));
     await parent.qemu.qmp.execute({ execute: 'stop' });
     await migrationDone(parent, () =>

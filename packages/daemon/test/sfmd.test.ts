@@ -22,7 +22,7 @@ import { createControlServer, type ControlServer } from '../src/http.ts';
 import { silentLog } from '../src/log.ts';
 import { Certificates } from '../src/sfmd/certificates.ts';
 import { HostClients } from '../src/sfmd/hosts.ts';
-import { MasterDaemon } from '../src/sfmd/master-daemon.ts';
+import { MasterDaemon, type MasterDaemonOptions } from '../src/sfmd/master-daemon.ts';
 import { SfmdMetrics } from '../src/sfmd/metrics.ts';
 import { registerRoutes } from '../src/sfmd/routes.ts';
 import { Store, type StateStore } from '../src/sfmd/store.ts';
@@ -72,7 +72,9 @@ const tlsOf = (name: string): TlsIdentity => {
   return tls;
 };
 
-beforeEach(async () => {
+beforeEach(() => bringUp());
+
+async function bringUp(options: Pick<MasterDaemonOptions, 'compress'> = {}): Promise<void> {
   stack = new AsyncDisposableStack();
   nowMs = 0;
   const dir = mkdtempSync(join(tmpdir(), 'snowflock-sfmd-'));
@@ -94,6 +96,7 @@ authority_dir = '${ca.dir}/none'`,
     random: seededRandom(1),
     nowMs: () => nowMs,
     unixMs: () => nowMs,
+    ...options,
   });
   const metrics = new SfmdMetrics(() => daemon.system);
   const certificates = await Certificates.open({ config, tls: tlsOf('master'), log });
@@ -107,7 +110,7 @@ authority_dir = '${ca.dir}/none'`,
     await host.listen();
     await host.report();
   }
-});
+}
 afterEach(() => stack.disposeAsync());
 
 interface Ask<T> {
@@ -205,6 +208,15 @@ describe('a cluster from seed to shutdown', () => {
     expect((await state()).clusters).toEqual([]);
     expect([hosts.every((host) => host.empty), await free()]).toEqual([true, 6]);
     expect((await seed()).clusterid).toBe(1);
+  });
+
+  it.each([undefined, true, false])('tells hosts whether pages may come compressed: %s', async (compress) => {
+    await stack.disposeAsync();
+    await bringUp(compress === undefined ? {} : { compress });
+    await seed();
+    await fork(3);
+    const told = hosts.flatMap((host) => [...host.tickets.values()].map((body) => body.compress));
+    expect(told).toEqual([1, 2, 3].map(() => compress ?? true));
   });
 
   it('merges one and all, disposes, and tells tickets apart', async () => {

@@ -159,6 +159,8 @@ export interface SfmdConfig extends CommonConfig {
   readonly detachClones: boolean;
   /** What some clones needed is fetched ahead by others. */
   readonly pushPages: boolean;
+  /** Over a narrow link, pages that nobody waits for yet are compressed. */
+  readonly compressPages: boolean;
   /** Addresses, subnets or DNS names. */
   readonly networkWhitelist: readonly string[];
   /** Of names on the whitelist; empty: those of each host. */
@@ -250,6 +252,7 @@ const SFMD = {
   network_mode: oneOf('multicast', 'unicast', 'relay', 'auto').default('unicast'),
   detach_clones: oneOf('never', 'always').default('never'),
   push_pages: oneOf('auto', 'never').default('auto'),
+  compress_pages: oneOf('auto', 'never').default('auto'),
   network_whitelist: z
     .array(whitelistEntry, 'must be a list of strings')
     .max(WHITELIST_MAX, `must have at most ${WHITELIST_MAX} entries`)
@@ -301,6 +304,7 @@ function sfmdConfig(layers: ConfigRead<z.infer<z.ZodObject<typeof SFMD>>>): Sfmd
     networkMode: read.network_mode,
     detachClones: read.detach_clones === 'always',
     pushPages: read.push_pages === 'auto',
+    compressPages: read.compress_pages === 'auto',
     networkWhitelist: read.network_whitelist,
     networkNameservers: read.network_nameservers,
     bandwidthCap: read.bandwidth_cap,

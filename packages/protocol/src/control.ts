@@ -280,6 +280,8 @@ export const PrepareClones = z.object({
   relay: z.object({ via: SfldAt.nullable(), feeds: z.array(hostName) }).optional(),
   /** All pages are to be fetched in the background; then the clones need the parent's host no more. */
   detach: z.boolean().optional(),
+  /** False: pages come as they are, however narrow the link is. */
+  compress: z.boolean().optional(),
 });
 export type PrepareClones = z.infer<typeof PrepareClones>;
 

@@ -307,6 +307,7 @@ cluster_hosts = [ # start of list
 network_mode = 'unicast'
 detach_clones = 'always'
 push_pages = 'never'
+compress_pages = 'never'
 network_whitelist = ['www.example.org', '10.1.0.0/16', '192.0.2.7',]
 bandwidth_cap = 20
 clusterid = 2000
@@ -323,6 +324,7 @@ run_dir = 'run'
       networkMode: 'unicast',
       detachClones: true,
       pushPages: false,
+      compressPages: false,
       networkNameservers: [],
       networkWhitelist: ['www.example.org', '10.1.0.0/16', '192.0.2.7'],
       bandwidthCap: 20,

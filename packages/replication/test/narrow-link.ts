@@ -26,6 +26,7 @@ export interface ReaderTask {
   readonly pages: number;
   /** Arguments of the program that reads the RAM file, which stands in place of RAM. */
   readonly command: readonly string[];
+  readonly compress: boolean;
 }
 
 export interface ReaderResult {
@@ -43,11 +44,13 @@ export interface LinkOptions {
   readonly rateMbit: number | undefined;
   /** Of the source's pattern, or a checkpoint's file of pages. */
   readonly content: { readonly seed: number; readonly pages: number } | { readonly pageFile: string };
+  /** False: the memtap may ask for nothing compressed. */
+  readonly compress?: boolean;
 }
 
 /** Reads all pages at the other end of the link, in order. */
 export async function readOverLink(harness: Harness, options: LinkOptions): Promise<LinkResult> {
-  const { rateMbit, content } = options;
+  const { rateMbit, content, compress = true } = options;
   const netns = `sf-narrow-${process.pid}`;
   const device = `sfn${process.pid}`;
   const subnet = `10.77.${process.pid % 256}`;
@@ -84,7 +87,8 @@ export async function readOverLink(harness: Harness, options: LinkOptions): Prom
   const presencePath = harness.path('narrow.presence');
   writeFileSync(presencePath, presence);
   const source = { address: `${subnet}.1`, port: memserver.port };
-  const task: ReaderTask = { source, keyHex: key.toString('hex'), presencePath, pages, command };
+  const keyHex = key.toString('hex');
+  const task: ReaderTask = { source, keyHex, presencePath, pages, command, compress };
   const script = join(import.meta.dirname, 'narrow-reader.ts');
   const args = ['netns', 'exec', netns, process.execPath, script, JSON.stringify(task)];
   const { stdout } = await run('ip', args, { timeout: TIMEOUT_MS });

@@ -34,6 +34,14 @@ describe.skipIf(!requireVm(['root', 'fuse', 'ip']))('a link between memserver an
     expect(stats.compressedPages).toBe(0);
   });
 
+  it('that is narrow carries nothing compressed to a memtap that is told so', async () => {
+    const content = { seed: REPEATING_SEED, pages: PAGES / 4 };
+    const { output, stats } = await readOverLink(harness, { rateMbit: 100, content, compress: false });
+    expect(JSON.parse(output)).toMatchObject({ pages: PAGES / 4, wrong: 0 });
+    expect(stats.compressedPages).toBe(0);
+    expect(stats.wireBytesReceived).toBeGreaterThan(RAW_BYTES / 4);
+  });
+
   it('that is as fast as it goes carries nothing compressed', async () => {
     const content = { seed: REPEATING_SEED, pages: PAGES };
     const { output, stats } = await readOverLink(harness, { rateMbit: undefined, content });

@@ -8,7 +8,7 @@ import { Harness } from './vm-harness.ts';
 
 const task = JSON.parse(process.argv[2] ?? '') as ReaderTask;
 await using harness = new Harness();
-const memtap = await harness.memtap({ pages: task.pages });
+const memtap = await harness.memtap({ pages: task.pages, compress: task.compress });
 await memtap.attach({
   sources: [task.source],
   key: Buffer.from(task.keyHex, 'hex'),

@@ -77,6 +77,7 @@ export class Harness implements AsyncDisposable {
     diskBytes?: number;
     orphanMs?: number;
     sourceTimeoutMs?: number;
+    compress?: boolean;
   }): Promise<MemtapProcess> {
     const name = `memtap${this.#serial++}`;
     const { pages, ...rest } = options;

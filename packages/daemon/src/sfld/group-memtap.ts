@@ -73,11 +73,11 @@ export class GroupMemtap implements AsyncDisposable {
 
   static async start(options: GroupMemtapOptions): Promise<GroupMemtap> {
     const { context, request, directory } = options;
-    const { clusterid, ticket, shape, diskBytes } = request;
+    const { clusterid, ticket, shape, diskBytes, compress } = request;
     const memtap = await MemtapProcess.start({
       ...pathsIn(directory),
       ramBytes: shape.memoryMib * 2 ** 20,
-      diskBytes,
+      ...{ diskBytes, compress },
       logPath: join(context.runDir, 'memtap.log'),
       subject: { clusterid, ticket },
     });

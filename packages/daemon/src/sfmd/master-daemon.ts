@@ -105,6 +105,8 @@ export interface MasterDaemonOptions {
   readonly detach?: boolean;
   /** What some clones needed is fetched ahead by others; absent: it is. */
   readonly push?: boolean;
+  /** Over a narrow link, pages that nobody waits for yet are compressed; absent: they are. */
+  readonly compress?: boolean;
   readonly log: Log;
   readonly random: () => number;
   /** Monotonic. */
@@ -176,6 +178,7 @@ export class MasterDaemon implements Disposable {
       ways: this.pageWays,
       detach: options.detach ?? false,
       push: options.push ?? true,
+      compress: options.compress ?? true,
       apply: (command) => this.#applySometime(command),
       log: options.log,
       closing: this.#closing.signal,
@@ -189,7 +192,7 @@ export class MasterDaemon implements Disposable {
       closing: this.#closing.signal,
     };
     this.checkpoints = new Checkpoints(ports);
-    this.migrations = new Migrations(ports);
+    this.migrations = new Migrations({ ...ports, compress: this.#preparing.compress });
     const { capacities: hosts, clusterid, limits } = options;
     this.#apply({
       type: 'restarted',

@@ -20,15 +20,20 @@ const RETRY_MAX_MS = 10_000;
 /** What whoever asked for it waits for while a host does not answer; it goes on after that. */
 const ANSWER_TIMEOUT_MS = 360_000;
 
+export interface MigrationPorts extends JobPorts {
+  /** Over a narrow link, pages that nobody waits for yet are compressed. */
+  readonly compress: boolean;
+}
+
 export type Migrate = Extract<Effect, { type: 'migrate' }>;
 
 type Outcome = { readonly pausedMs: number | null } | { readonly error: SnowflockError };
 
 export class Migrations {
-  readonly #ports: JobPorts;
+  readonly #ports: MigrationPorts;
   readonly #underWay = new Map<string, Promise<Outcome>>();
 
-  constructor(ports: JobPorts) {
+  constructor(ports: MigrationPorts) {
     this.#ports = ports;
   }
 
@@ -99,11 +104,11 @@ export class Migrations {
 
   async #prepare(effect: Migrate): Promise<void> {
     const { clusterid, vmid, vcpus, ticket, shape, diskBytes, origin } = effect;
-    const { hosts, addressOf, closing } = this.#ports;
+    const { hosts, addressOf, compress, closing } = this.#ports;
     const [parent, to] = [addressOf(effect.from), addressOf(effect.to)];
     const moved = { origin: origin && { ticket: origin.ticket, parent: addressOf(origin.parentHost) } };
     const clones = [{ vmid, vcpus }];
-    const wanted = { clusterid, ticket, shape, diskBytes, clones, parent, moved };
+    const wanted = { clusterid, ticket, shape, diskBytes, clones, parent, moved, compress };
     await Promise.all([
       hosts.prepareSource(parent, { clusterid, vmid, ticket, targets: [effect.to] }, closing),
       hosts.prepareClones(to, wanted, closing),

@@ -16,6 +16,8 @@ export interface PreparationPorts {
   readonly detach: boolean;
   /** What some clones needed is fetched ahead by others. */
   readonly push: boolean;
+  /** Over a narrow link, pages that nobody waits for yet are compressed. */
+  readonly compress: boolean;
   readonly apply: (command: Command) => void;
   readonly log: Log;
   readonly closing: AbortSignal;
@@ -67,7 +69,7 @@ async function callHost(effect: Preparation, ports: PreparationPorts): Promise<v
   return hosts.prepareClones(
     at,
     {
-      ...{ clusterid, ticket, shape, diskBytes, clones, parent, multicastHost },
+      ...{ clusterid, ticket, shape, diskBytes, clones, parent, multicastHost, compress: ports.compress },
       ...(relay ? { relay } : {}),
       ...(ports.detach && effect.host !== parentHost ? { detach: true } : {}),
     },

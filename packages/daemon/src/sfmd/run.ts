@@ -45,6 +45,7 @@ export async function runSfmd(config: SfmdConfig, { log, onReady, signal }: RunO
       },
       detach: config.detachClones,
       push: config.pushPages,
+      compress: config.compressPages,
       log,
       random: Math.random,
       nowMs: () => performance.now(),

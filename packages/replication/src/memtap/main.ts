@@ -4,7 +4,7 @@
 //   any state --stop, SIGTERM, orphaned, unmounted--> unmount, exit
 //
 //   node main.ts --control UNIXSOCK --mount DIR --ram-bytes N [--disk-bytes N] [--orphan-ms N] [--source-timeout-ms N]
-//                [--log-fields JSON]
+//                [--uncompressed] [--log-fields JSON]
 //
 // Owns the mount, /dev/fuse and two workers. The kernel's page cache is the only store: what it drops is fetched again.
 // When mounted and serving, one line of JSON goes to stdout: {"ready":true}.
@@ -33,6 +33,7 @@ interface Options {
   readonly diskBytes: number;
   readonly orphanMs: number;
   readonly sourceTimeoutMs: number;
+  readonly compress: boolean;
 }
 
 function readOptions(): Options {
@@ -44,6 +45,7 @@ function readOptions(): Options {
       'disk-bytes': { type: 'string', default: '0' },
       'orphan-ms': { type: 'string', default: String(DEFAULT_ORPHAN_MS) },
       'source-timeout-ms': { type: 'string', default: String(DEFAULT_SOURCE_TIMEOUT_MS) },
+      uncompressed: { type: 'boolean', default: false },
       'log-fields': { type: 'string' },
     },
   });
@@ -61,6 +63,7 @@ function readOptions(): Options {
     diskBytes: count('--disk-bytes', values['disk-bytes'], { min: 0, max: MAX_FILE_BYTES }),
     orphanMs: count('--orphan-ms', values['orphan-ms'], { min: 1, max: Number.MAX_SAFE_INTEGER }),
     sourceTimeoutMs: count('--source-timeout-ms', values['source-timeout-ms'], { min: 1, max: 3_600_000 }),
+    compress: !values.uncompressed,
   };
 }
 

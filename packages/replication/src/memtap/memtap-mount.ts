@@ -32,6 +32,8 @@ export interface MemtapMountOptions {
   readonly ramBytes: number;
   readonly diskBytes: number;
   readonly sourceTimeoutMs: number;
+  /** Over a narrow link, what nobody waits for yet may come compressed. */
+  readonly compress: boolean;
   readonly onSourceLost: (reason: string) => void;
 }
 
@@ -70,6 +72,7 @@ export class MemtapMount {
     this.#state = new SharedState(shared);
     this.#queue = new StoreQueue(queueMemory);
     this.setWindow({ min: MIN_WINDOW_PAGES, max: MAX_WINDOW_PAGES });
+    Atomics.store(this.#state.control, Control.compress, options.compress ? 1 : 0);
     this.fetcher = new Fetcher({
       fuseFd,
       state: this.#state,

@@ -79,6 +79,8 @@ export const Control = {
   multicast: 12,
   /** The link is narrow. */
   narrow: 13,
+  /** Over a narrow link, what nobody waits for yet may come compressed. */
+  compress: 14,
   words: 16,
 } as const;
 
@@ -159,8 +161,10 @@ export class SharedState {
 
   /** Flags of a READ for pages that nobody waits for yet. */
   get aheadFlags(): number {
-    const narrow = Atomics.load(this.control, Control.narrow) !== 0;
-    return this.multicastFlag | (narrow ? PAGE_FLAG_COMPRESSIBLE : 0);
+    const { control } = this;
+    const compressible =
+      Atomics.load(control, Control.narrow) !== 0 && Atomics.load(control, Control.compress) !== 0;
+    return this.multicastFlag | (compressible ? PAGE_FLAG_COMPRESSIBLE : 0);
   }
 
   /** Whether the source may be asked for pages of a region: for what counts only once it has its snapshot. */

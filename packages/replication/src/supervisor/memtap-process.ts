@@ -32,6 +32,8 @@ export interface MemtapStartOptions {
   readonly subject?: LogSubject;
   /** How long no source may be reachable before reads fail. */
   readonly sourceTimeoutMs?: number;
+  /** False: all pages come as they are; default: over a narrow link those that nobody waits for yet come compressed. */
+  readonly compress?: boolean | undefined;
 }
 
 export interface ConnectOptions {
@@ -68,6 +70,7 @@ export class MemtapProcess extends ManagedProcess {
     if (options.orphanMs !== undefined) args.push('--orphan-ms', String(options.orphanMs));
     if (options.sourceTimeoutMs !== undefined)
       args.push('--source-timeout-ms', String(options.sourceTimeoutMs));
+    if (options.compress === false) args.push('--uncompressed');
     const script = new URL('../memtap/main.ts', import.meta.url);
     try {
       return new MemtapProcess(
