@@ -53,6 +53,18 @@ describe.skipIf(!requireVm(['root', 'fuse']))('a relay', () => {
     expect((await stack.memserver.stats()).sentBytes).toBeLessThan(1.3 * dataBytes);
   });
 
+  it('fetches what nobody below waits for as what nobody waits for, and brings nothing along', async () => {
+    await serve();
+    const memtap = await fed();
+    await memtap.prefetch(Array.from({ length: 512 }, (_, index) => 4 * index));
+    const ahead = async (of: MemtapProcess): Promise<number> => (await of.stats()).prefetchedPages;
+    await expect.poll(() => ahead(memtap)).toBeGreaterThan(100);
+    await expect.poll(async () => (await ahead(stack.memtap)) - (await ahead(memtap))).toBe(0);
+    const nobodyWaited = { demandReads: 0, demandPages: 0, missLatency: { count: 0 } };
+    expect(await stack.memtap.stats()).toMatchObject(nobodyWaited);
+    expect((await stack.memserver.learnt()).wakeUpPages).toEqual([]);
+  });
+
   it('that is killed leaves those that it fed with the next source', async () => {
     await serve();
     const memtap = await fed();

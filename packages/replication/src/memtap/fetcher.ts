@@ -271,12 +271,12 @@ export class Fetcher {
       return;
     }
     const held = this.#slots.adopt(slot);
-    if (held.region === PageRegion.ram) this.#push.missed(held.firstPage, held.pageCount);
+    if (held.region === PageRegion.ram && !held.ahead) this.#push.missed(held.firstPage, held.pageCount);
     if (kind === SlotKind.sent) {
       this.#requests.demandSent(held);
       this.#counters.demandReads++;
     } else {
-      this.#multicast.hurry(held);
+      if (!held.ahead) this.#multicast.hurry(held);
       this.#resolve(held);
     }
   }
@@ -314,10 +314,12 @@ export class Fetcher {
       if (claimed && runStart < 0) runStart = page;
       const runEnd = claimed ? page + 1 : page;
       if (runStart < 0 || (claimed && runEnd < end && runEnd - runStart < PAGE_WIRE_MAX_PAGES)) continue;
-      this.#ask(link, { region: held.region, firstPage: runStart, pageCount: runEnd - runStart });
+      const flags = held.ahead ? this.#state.aheadFlags : PAGE_FLAG_URGENT | this.#state.multicastFlag;
+      this.#ask(link, { region: held.region, firstPage: runStart, pageCount: runEnd - runStart }, flags);
       asked = true;
       runStart = -1;
     }
+    if (held.ahead) return;
     if (asked) this.#counters.demandReads++;
     else if (!held.waiting) this.#counters.sharedReads++;
   }
@@ -348,8 +350,7 @@ export class Fetcher {
     }
   }
 
-  #ask(link: PageLink, run: PageRun): void {
-    const flags = PAGE_FLAG_URGENT | this.#state.multicastFlag;
+  #ask(link: PageLink, run: PageRun, flags: number): void {
     link.request([{ requestId: this.#requests.bulkAsked(run), flags, ...run }]);
   }
 
