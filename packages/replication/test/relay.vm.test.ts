@@ -24,7 +24,8 @@ describe.skipIf(!requireVm(['root', 'fuse']))('a relay', () => {
   async function serve(): Promise<void> {
     const presencePath = harness.path('presence');
     writeFileSync(presencePath, stack.frozen.presence);
-    await relay.relay({ ramPath: stack.memtap.ramPath, presencePath });
+    const { ramPath, controlPath } = stack.memtap;
+    await relay.relay({ ramPath, presencePath, controlPath });
   }
 
   /** Fed by the relay, and if it fails by the memserver. */

@@ -25,6 +25,7 @@ import { ZERO_PAGE } from '../zero-page.ts';
 import { AskerAccounts } from './asker-accounts.ts';
 import { Delivery } from './delivery.ts';
 import { Errno } from './fuse/protocol.ts';
+import { HeardNeeds } from './heard-needs.ts';
 import { type HeldRead, ReadAnswerer } from './held-reads.ts';
 import { KilledAskers } from './killed-askers.ts';
 import { MulticastPath } from './multicast-path.ts';
@@ -85,6 +86,8 @@ export class Fetcher {
   readonly #killedAskers: KilledAskers;
   readonly #requests: RequestsUnderWay;
   readonly #near: NearPages;
+  /** What others needed, as far as somebody here wants to know. */
+  readonly needs: HeardNeeds;
   readonly #push: Push;
   #pushes = false;
   /** RAM pages that another memtap's file has. */
@@ -121,7 +124,9 @@ export class Fetcher {
       drain: () => this.drain(),
       resolveAll: () => this.#resolveAll(),
     });
-    this.#push = new Push({ state, queue, requests: this.#requests, link: () => this.#link });
+    const link = (): PageLink | undefined => this.#link;
+    this.needs = new HeardNeeds({ link, pageCount: state.statesOf(PageRegion.ram).length });
+    this.#push = new Push({ state, queue, requests: this.#requests, needs: this.needs, link });
     this.#killedAskers = new KilledAskers(this.#slots);
     Atomics.store(state.control, Control.laneFd, -1);
   }
@@ -225,7 +230,10 @@ export class Fetcher {
       onFailed: (reason) => this.#linkFailed(reason),
       onPace: (narrow) => Atomics.store(this.#state.control, Control.narrow, narrow ? 1 : 0),
       onData: (which, frame, bytes, offset) => this.#receive(which, frame, bytes, offset),
-      onNeeded: (frame) => this.#push.told(frame),
+      onNeeded: (frame) => {
+        this.needs.told(frame);
+        this.#push.told(frame);
+      },
       onTick: () => this.drain(),
       demandPending: () => this.#requests.demandParts,
       bulkPending: () => this.#requests.bulkCount,
@@ -237,6 +245,7 @@ export class Fetcher {
     this.#link?.close();
     this.#link = undefined;
     this.#source = undefined;
+    this.needs.linkDown();
   }
 
   close(): void {
@@ -381,6 +390,7 @@ export class Fetcher {
   #linkUp(demandFd: number): void {
     Atomics.store(this.#state.control, Control.laneFd, demandFd);
     this.#multicast.start();
+    this.needs.ask();
     setImmediate(() => {
       if (!this.#attached && !this.frozen && this.#link?.up === true) this.#options.onConnected();
     });
@@ -444,6 +454,7 @@ export class Fetcher {
     this.drain();
     this.#requests.abandonAll();
     this.#push.stop();
+    this.needs.linkDown();
     this.#multicast.stop();
   }
 
