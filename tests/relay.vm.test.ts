@@ -57,6 +57,8 @@ describe.skipIf(!RUN)('memory by way of other hosts', () => {
       ({ demandPages, prefetchedPages }) => (demandPages + prefetchedPages) * PAGE_BYTES,
     );
     for (const bytes of gotBytes) expect(bytes).toBeGreaterThan(AREA_BYTES);
+    // those below hear of what the others need, too
+    for (const { push } of taps) expect(push.toldPages).toBeGreaterThan(0);
     const { sentBytes } = await lab().get(`/v1/sources/${ticket}`, z.object({ sentBytes: z.number() }));
     // what one of them fetched, and what only others needed; the clone beside the parent is fed by the same memserver
     const near = (await lab().clonesOn(1, master.clusterid)).map(({ replication }) =>

@@ -21,6 +21,7 @@ export {
   type FreezeResult,
   type KeepOptions,
   type Learnt,
+  type RelayedMemtap,
   MemserverProcess,
   type MemserverStartOptions,
 } from './supervisor/memserver-process.ts';

@@ -1,8 +1,11 @@
 import fc from 'fast-check';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
-import { PageFrameType, PageRegion, createPageFrame } from '@snowflock/protocol';
-import { NEEDS_MAX, NeedLog, runsOf, type Follower } from '../src/memserver/need-log.ts';
+import { PAGE_FLAG_EARLIER, PageFrameType, PageRegion, createPageFrame } from '@snowflock/protocol';
+import { NeedLog, runsOf, type Follower } from '../src/memserver/need-log.ts';
+import { NEEDS_MAX } from '../src/needs.ts';
+import { HeardNeeds } from '../src/memtap/heard-needs.ts';
+import type { PageLink } from '../src/memtap/page-link.ts';
 import { BLOCK_PAGES, PushBudget } from '../src/memtap/push-budget.ts';
 
 const read = (firstPage: number, pageCount = 1, region: number = PageRegion.ram) => ({
@@ -48,13 +51,15 @@ describe('the log of needs', () => {
     expect(first.heard).toEqual(second.heard);
   });
 
-  it('tells a single host only what an earlier fork needed, and nobody anything when it is not open', async () => {
+  it('tells a single host of its own needs, for those that are fed by it', async () => {
     const log = new NeedLog();
     log.open({ earlier: u32([4, 2]), tellsOwn: true });
     const alone = new Listener(log);
     log.note(read(9));
-    await sleep(50);
-    expect(alone.heard).toEqual([4, 2]);
+    await expect.poll(() => alone.heard).toEqual([4, 2, 9]);
+  });
+
+  it('tells nobody anything when it is not open', () => {
     const closed = new NeedLog();
     closed.note(read(9));
     expect([new Listener(closed), new Listener(closed)].map(({ heard }) => heard)).toEqual([[], []]);
@@ -69,6 +74,24 @@ describe('the log of needs', () => {
     await sleep(50);
     expect(all.map(({ heard }) => heard)).toEqual([[4], [4]]);
     expect(log.encode()).toEqual(u32([4, 9]).subarray(4));
+  });
+
+  it('of a relay is what it hears, which it asks for as far as hosts below want it', () => {
+    const log = new NeedLog();
+    let asked = 0;
+    log.passOn(() => asked++);
+    log.note(read(9));
+    log.hear({ pages: [4, 2], earlier: true });
+    expect(asked).toBe(0);
+    const below = new Listener(log);
+    expect(asked).toBeGreaterThan(0);
+    log.hear({ pages: [7], earlier: false });
+    expect(below.heard).toEqual([4, 2, 7]);
+    expect([log.next(0, 9).earlier, log.next(2, 9).earlier]).toEqual([true, false]);
+    log.leave(below);
+    asked = 0;
+    log.hear({ pages: [8], earlier: false });
+    expect(asked).toBe(0);
   });
 
   it('goes on to the next fork, without what was of no use', () => {
@@ -99,6 +122,43 @@ describe('the log of needs', () => {
         for (const { pageCount } of runs) expect(pageCount).toBeLessThanOrEqual(256);
       }),
     );
+  });
+});
+
+describe('what a host hears of needs', () => {
+  const needed = (firstPage: number, flags = 0) => ({
+    ...createPageFrame(),
+    ...{ type: PageFrameType.needed, region: PageRegion.ram, firstPage, pageCount: 2, flags },
+  });
+
+  it('is asked for as far as somebody wants it, and again of each source, but kept once', async () => {
+    const followed: number[] = [];
+    const link = { up: true, follow: (pages: number) => void followed.push(pages) };
+    const needs = new HeardNeeds({ link: () => link as unknown as PageLink, pageCount: 100 });
+    needs.want(4);
+    needs.want(3);
+    needs.told(needed(8, PAGE_FLAG_EARLIER));
+    needs.told(needed(2));
+    expect(followed).toEqual([4]);
+    expect(() => needs.told(needed(5))).toThrow('it was not asked about');
+    needs.linkDown();
+    needs.ask();
+    expect(followed).toEqual([4, 4]);
+    needs.told(needed(8, PAGE_FLAG_EARLIER));
+    needs.told(needed(2));
+    expect(await needs.next(0)).toEqual({ pages: [8, 9], earlier: true });
+    expect(await needs.next(2)).toEqual({ pages: [2, 3], earlier: false });
+    needs.want(2 * NEEDS_MAX);
+    expect(needs.wanted).toBe(NEEDS_MAX);
+    expect(() => needs.told(needed(99))).toThrow('it was not asked about');
+  });
+
+  it('is passed on as soon as there is something new', async () => {
+    const link = { up: true, follow: () => undefined };
+    const needs = new HeardNeeds({ link: () => link as unknown as PageLink, pageCount: 100 });
+    const next = needs.next(0);
+    needs.told(needed(8));
+    expect(await next).toEqual({ pages: [8, 9], earlier: false });
   });
 });
 

@@ -24,7 +24,8 @@ describe.skipIf(!requireVm(['root', 'fuse']))('a relay', () => {
   async function serve(): Promise<void> {
     const presencePath = harness.path('presence');
     writeFileSync(presencePath, stack.frozen.presence);
-    await relay.relay({ ramPath: stack.memtap.ramPath, presencePath });
+    const { ramPath, controlPath } = stack.memtap;
+    await relay.relay({ ramPath, presencePath, controlPath });
   }
 
   /** Fed by the relay, and if it fails by the memserver. */
@@ -51,6 +52,18 @@ describe.skipIf(!requireVm(['root', 'fuse']))('a relay', () => {
     // what is in its host's page cache by now needs nobody
     expect(await read(stack.memtap, 'seq')).toMatchObject({ wrong: 0 });
     expect((await stack.memserver.stats()).sentBytes).toBeLessThan(1.3 * dataBytes);
+  });
+
+  it('fetches what nobody below waits for as what nobody waits for, and brings nothing along', async () => {
+    await serve();
+    const memtap = await fed();
+    await memtap.prefetch(Array.from({ length: 512 }, (_, index) => 4 * index));
+    const ahead = async (of: MemtapProcess): Promise<number> => (await of.stats()).prefetchedPages;
+    await expect.poll(() => ahead(memtap)).toBeGreaterThan(100);
+    await expect.poll(async () => (await ahead(stack.memtap)) - (await ahead(memtap))).toBe(0);
+    const nobodyWaited = { demandReads: 0, demandPages: 0, missLatency: { count: 0 } };
+    expect(await stack.memtap.stats()).toMatchObject(nobodyWaited);
+    expect((await stack.memserver.learnt()).wakeUpPages).toEqual([]);
   });
 
   it('that is killed leaves those that it fed with the next source', async () => {

@@ -218,7 +218,7 @@ export class GroupMemtap implements AsyncDisposable {
   async attach({ header, presence }: Descriptor, earlier: GroupMemtap | null): Promise<void> {
     const { source } = header;
     const prefetch = this.#options.request.moved ? [] : header.prefetch;
-    const { presencePath, ...files } = this.files;
+    const { presencePath } = this.files;
     const multicastAddress = await this.#multicastAddress;
     const attached = this.#memtap.attach({
       sources: this.#sourcesFrom(source),
@@ -227,7 +227,7 @@ export class GroupMemtap implements AsyncDisposable {
       near: earlier && header.unchanged ? await earlier.near(header.unchanged.pages) : undefined,
     });
     await Promise.all([attached, writeFile(presencePath, presence, { mode: 0o600 })]);
-    void this.#relay?.serve({ presencePath, ...files });
+    void this.#relay?.serve({ ...this.files, controlPath: this.#memtap.controlPath });
   }
 
   /** Those of its pages that are also `unchanged`, a presence map in base64. */

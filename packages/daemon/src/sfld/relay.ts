@@ -11,8 +11,8 @@ import { SnowflockError, toSnowflockError } from '@snowflock/protocol';
 import {
   MemserverProcess,
   type MemserverStats,
-  type MemtapFilesOptions,
   type PageSource,
+  type RelayedMemtap,
 } from '@snowflock/replication';
 import { isRunning, markProcess } from '@snowflock/vm';
 import type { Log } from '../log.ts';
@@ -89,9 +89,9 @@ export class Relay implements AsyncDisposable {
   }
 
   /** There has been a fork, and a memtap of this host has it. Never rejects: hosts that are not served go elsewhere. */
-  async serve(files: MemtapFilesOptions): Promise<void> {
+  async serve(memtap: RelayedMemtap): Promise<void> {
     try {
-      await this.#memserver.relay(files);
+      await this.#memserver.relay(memtap);
     } catch (error) {
       const reason = toSnowflockError(error).message;
       this.#options.log.warn(

@@ -2,6 +2,7 @@
 
 import { PAGE_BYTES, PAGE_KEY_BYTES } from '@snowflock/protocol/pages';
 import { z } from 'zod';
+import { NEEDS_MAX } from '../needs.ts';
 
 /** A VM's RAM lies in a handful of blocks; more ranges is a mistake. */
 const MAX_RANGES = 64;
@@ -13,8 +14,8 @@ const MAX_PREFETCH_PAGES = 4096;
 const prefetchPages = z.array(z.number().int().min(0)).max(MAX_PREFETCH_PAGES);
 const wholePages = z.number().int().positive().multipleOf(PAGE_BYTES).max(Number.MAX_SAFE_INTEGER);
 
-/** 65,536 pages. */
-const NEEDS_MAX_CHARACTERS = 349_528;
+/** NEEDS_MAX pages in base64. */
+const NEEDS_MAX_CHARACTERS = 4 * Math.ceil((4 * NEEDS_MAX) / 3);
 
 const path = z.string().min(1).max(4096);
 
@@ -89,8 +90,8 @@ export const memserverRequestSchema = z.discriminatedUnion('op', [
     ram: filePath,
     disk: filePath.optional(),
   }),
-  /** Passes on what a memtap of this host serves. */
-  z.object({ op: z.literal('relay'), from: memtapFiles }),
+  /** Passes on what a memtap of this host serves, and what it hears of needs. `controlPath`: its control socket. */
+  z.object({ op: z.literal('relay'), from: memtapFiles, controlPath: path }),
   z.object({ op: z.literal('stats') }),
   z.object({ op: z.literal('learnt') }),
   z.object({ op: z.literal('stop') }),
@@ -126,6 +127,8 @@ export const memtapRequestSchema = z.discriminatedUnion('op', [
   z.object({ op: z.literal('prefetch'), pages: prefetchPages }),
   /** From now on pages that others needed may be fetched as well. */
   z.object({ op: z.literal('push') }),
+  /** For a relay: what others needed, from the `from`th page on. Answered when there is something, or after a while. */
+  z.object({ op: z.literal('needed'), from: z.number().int().min(0).max(NEEDS_MAX) }),
   /** Answered when the rehearsal is over, or there is to be none. */
   z.object({ op: z.literal('rehearsed') }),
   /** Which pages have come so far, zero pages not among them. */
@@ -171,6 +174,12 @@ export const learntReplySchema = z.object({
   /** Pages of the first moments. */
   wakeUp: z.array(z.number().int().min(0)),
   needs: z.string(),
+});
+
+/** As needs.ts encodes them, in base64: all of them an earlier fork's, or none. */
+export const neededReplySchema = z.object({
+  needs: z.string().max(NEEDS_MAX_CHARACTERS),
+  earlier: z.boolean(),
 });
 
 export const memserverStatsSchema = z.object({

@@ -33,7 +33,8 @@ import {
 import type { MulticastServer } from './multicast-server.ts';
 import type { PageBuffer, PageBufferPool } from './page-buffers.ts';
 import type { Snapshot } from './snapshot.ts';
-import { NEEDS_MAX, runsOf, type Follower, type NeedLog } from './need-log.ts';
+import { NEEDS_MAX } from '../needs.ts';
+import { runsOf, type Follower, type NeedLog } from './need-log.ts';
 import type { WakeUpLog } from './wake-up-log.ts';
 
 /** A peer that leaves this much unread is not sent more; it bounds the memory a slow client can hold. */

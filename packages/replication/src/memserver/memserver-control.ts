@@ -121,8 +121,9 @@ export class MemserverControl {
     });
   }
 
-  async #relay({ from }: Extract<MemserverRequest, { op: 'relay' }>): Promise<object> {
+  async #relay({ from, controlPath }: Extract<MemserverRequest, { op: 'relay' }>): Promise<object> {
     this.#expectEmpty();
+    await this.#options.pages.passOnNeeds(controlPath);
     const { memory: upstream, disk } = await openMemtapFiles(from);
     // nothing of it is this process's own
     const none = new PresenceMap(upstream.presence.pageCount);

@@ -9,6 +9,7 @@ import { PageRegion } from '@snowflock/protocol/pages';
 import { MulticastServer } from './multicast-server.ts';
 import { ClientSession, type SessionCounters } from './client-session.ts';
 import { PageBufferPool } from './page-buffers.ts';
+import { NeedFeed } from './need-feed.ts';
 import { NeedLog } from './need-log.ts';
 import type { Snapshot } from './snapshot.ts';
 import { WakeUpLog } from './wake-up-log.ts';
@@ -31,6 +32,7 @@ export class PageServer {
   readonly #buffers = new PageBufferPool();
   readonly wakeUp = new WakeUpLog();
   readonly needs = new NeedLog();
+  #needFeed: NeedFeed | undefined;
   readonly #counters: SessionCounters = {
     requests: 0,
     errors: 0,
@@ -79,6 +81,11 @@ export class PageServer {
       this.#multicast = new MulticastServer({ key, address });
   }
 
+  /** Of a relay: hosts are told of the needs that the memtap with this control socket hears of. Throws 'unavailable'. */
+  async passOnNeeds(controlPath: string): Promise<void> {
+    this.#needFeed = await NeedFeed.open({ controlPath, log: this.needs });
+  }
+
   /** The snapshot was installed: whoever connected before the fork begins to fetch. */
   announceFrozen(): void {
     const counts: number[] = [];
@@ -105,6 +112,7 @@ export class PageServer {
 
   close(): void {
     this.#multicast?.close();
+    this.#needFeed?.close();
     this.needs.close();
     this.#server.close();
     for (const session of this.#sessions) session.destroy();

@@ -8,6 +8,7 @@
 
 import {
   PAGE_BYTES,
+  PAGE_FLAG_URGENT,
   PAGE_FRAME_HEADER_BYTES,
   pageBitmapBytes,
   pageDataOffset,
@@ -28,6 +29,8 @@ export interface PageRun {
   readonly offset: number;
   readonly firstPage: number;
   readonly pageCount: number;
+  /** Nobody waits for them yet. */
+  readonly ahead?: boolean;
 }
 
 /** A frozen process's memory, or a checkpoint's file of it. */
@@ -168,7 +171,8 @@ export class Snapshot {
     const { firstPage, pageCount } = read;
     const from = pageDataOffset(pageCount);
     const placeOf = (page: number): number => from + (page - firstPage) * PAGE_BYTES;
-    await this.readMemory(target, { offset: from, firstPage, pageCount });
+    const ahead = (read.flags & PAGE_FLAG_URGENT) === 0;
+    await this.readMemory(target, { offset: from, firstPage, pageCount, ahead });
     clearBitmap(target, pageCount);
     let at = from;
     let present = 0;
@@ -185,11 +189,12 @@ export class Snapshot {
   async readMemory(target: Buffer, run: PageRun): Promise<void> {
     const [memory, upstream] = [this.#memory, this.#upstream];
     if (memory === undefined) throw new Error('there is no snapshot');
+    const { ahead = false } = run;
     const at = (page: number): number => run.offset + (page - run.firstPage) * PAGE_BYTES;
     const coming: Promise<void>[] = [];
     if (upstream)
       for (const { page, count } of runsOf(upstream.presence, run))
-        coming.push(upstream.read(target, { offset: at(page), firstPage: page, pageCount: count }));
+        coming.push(upstream.read(target, { offset: at(page), firstPage: page, pageCount: count, ahead }));
     for (const { page, count } of runsOf(memory.presence, run))
       memory.read(target, { offset: at(page), firstPage: page, pageCount: count });
     await Promise.all(coming);

@@ -103,11 +103,18 @@ export class Delivery {
         this.#slots.fill(held, page, ZERO_PAGE, 0);
       } else {
         Atomics.compareExchange(states, page, PageState.wanted, PageState.cached);
-        this.counters.demandPages++;
-        if (held.region === PageRegion.disk) this.counters.demandDiskPages++;
+        this.#countHeld(held);
         this.#slots.fill(held, page, bytes, at);
       }
     }
+  }
+
+  #countHeld({ ahead, region }: HeldRead): void {
+    if (ahead) this.counters.prefetchedPages++;
+    else this.counters.demandPages++;
+    if (region !== PageRegion.disk) return;
+    if (ahead) this.counters.prefetchedDiskPages++;
+    else this.counters.demandDiskPages++;
   }
 
   #storeRest(states: Uint8Array, frame: PageFrame, bytes: Buffer): void {

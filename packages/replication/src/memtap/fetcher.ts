@@ -25,6 +25,7 @@ import { ZERO_PAGE } from '../zero-page.ts';
 import { AskerAccounts } from './asker-accounts.ts';
 import { Delivery } from './delivery.ts';
 import { Errno } from './fuse/protocol.ts';
+import { HeardNeeds } from './heard-needs.ts';
 import { type HeldRead, ReadAnswerer } from './held-reads.ts';
 import { KilledAskers } from './killed-askers.ts';
 import { MulticastPath } from './multicast-path.ts';
@@ -85,6 +86,8 @@ export class Fetcher {
   readonly #killedAskers: KilledAskers;
   readonly #requests: RequestsUnderWay;
   readonly #near: NearPages;
+  /** What others needed, as far as somebody here wants to know. */
+  readonly needs: HeardNeeds;
   readonly #push: Push;
   #pushes = false;
   /** RAM pages that another memtap's file has. */
@@ -121,7 +124,9 @@ export class Fetcher {
       drain: () => this.drain(),
       resolveAll: () => this.#resolveAll(),
     });
-    this.#push = new Push({ state, queue, requests: this.#requests, link: () => this.#link });
+    const link = (): PageLink | undefined => this.#link;
+    this.needs = new HeardNeeds({ link, pageCount: state.statesOf(PageRegion.ram).length });
+    this.#push = new Push({ state, queue, requests: this.#requests, needs: this.needs, link });
     this.#killedAskers = new KilledAskers(this.#slots);
     Atomics.store(state.control, Control.laneFd, -1);
   }
@@ -225,7 +230,10 @@ export class Fetcher {
       onFailed: (reason) => this.#linkFailed(reason),
       onPace: (narrow) => Atomics.store(this.#state.control, Control.narrow, narrow ? 1 : 0),
       onData: (which, frame, bytes, offset) => this.#receive(which, frame, bytes, offset),
-      onNeeded: (frame) => this.#push.told(frame),
+      onNeeded: (frame) => {
+        this.needs.told(frame);
+        this.#push.told(frame);
+      },
       onTick: () => this.drain(),
       demandPending: () => this.#requests.demandParts,
       bulkPending: () => this.#requests.bulkCount,
@@ -237,6 +245,7 @@ export class Fetcher {
     this.#link?.close();
     this.#link = undefined;
     this.#source = undefined;
+    this.needs.linkDown();
   }
 
   close(): void {
@@ -271,12 +280,12 @@ export class Fetcher {
       return;
     }
     const held = this.#slots.adopt(slot);
-    if (held.region === PageRegion.ram) this.#push.missed(held.firstPage, held.pageCount);
+    if (held.region === PageRegion.ram && !held.ahead) this.#push.missed(held.firstPage, held.pageCount);
     if (kind === SlotKind.sent) {
       this.#requests.demandSent(held);
       this.#counters.demandReads++;
     } else {
-      this.#multicast.hurry(held);
+      if (!held.ahead) this.#multicast.hurry(held);
       this.#resolve(held);
     }
   }
@@ -314,10 +323,12 @@ export class Fetcher {
       if (claimed && runStart < 0) runStart = page;
       const runEnd = claimed ? page + 1 : page;
       if (runStart < 0 || (claimed && runEnd < end && runEnd - runStart < PAGE_WIRE_MAX_PAGES)) continue;
-      this.#ask(link, { region: held.region, firstPage: runStart, pageCount: runEnd - runStart });
+      const flags = held.ahead ? this.#state.aheadFlags : PAGE_FLAG_URGENT | this.#state.multicastFlag;
+      this.#ask(link, { region: held.region, firstPage: runStart, pageCount: runEnd - runStart }, flags);
       asked = true;
       runStart = -1;
     }
+    if (held.ahead) return;
     if (asked) this.#counters.demandReads++;
     else if (!held.waiting) this.#counters.sharedReads++;
   }
@@ -348,8 +359,7 @@ export class Fetcher {
     }
   }
 
-  #ask(link: PageLink, run: PageRun): void {
-    const flags = PAGE_FLAG_URGENT | this.#state.multicastFlag;
+  #ask(link: PageLink, run: PageRun, flags: number): void {
     link.request([{ requestId: this.#requests.bulkAsked(run), flags, ...run }]);
   }
 
@@ -380,6 +390,7 @@ export class Fetcher {
   #linkUp(demandFd: number): void {
     Atomics.store(this.#state.control, Control.laneFd, demandFd);
     this.#multicast.start();
+    this.needs.ask();
     setImmediate(() => {
       if (!this.#attached && !this.frozen && this.#link?.up === true) this.#options.onConnected();
     });
@@ -443,6 +454,7 @@ export class Fetcher {
     this.drain();
     this.#requests.abandonAll();
     this.#push.stop();
+    this.needs.linkDown();
     this.#multicast.stop();
   }
 

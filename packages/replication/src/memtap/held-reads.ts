@@ -19,6 +19,8 @@ export class HeldRead {
   readonly slot: number;
   /** Not answered yet. */
   waiting = false;
+  /** Nobody waits for it but a relay that fetches ahead for others. */
+  ahead = false;
   uniqueLow = 0;
   uniqueHigh = 0;
   region = 0;

@@ -2,6 +2,7 @@
 
 import { PAGE_BYTES, PageRegion, SnowflockError } from '@snowflock/protocol/pages';
 import { memtapRequestSchema, type MemtapRequest } from '../control/schemas.ts';
+import { encodeNeeds } from '../needs.ts';
 import { PRESENCE_MAX_PAGES, PresenceMap } from '../presence-map.ts';
 import type { SourceOptions } from './fetcher.ts';
 import type { MemtapMount } from './memtap-mount.ts';
@@ -35,6 +36,10 @@ export class MemtapControl {
       case 'push':
         this.#mount.fetcher.push();
         return {};
+      case 'needed': {
+        const { pages, earlier } = await this.#mount.fetcher.needs.next(request.from);
+        return { needs: encodeNeeds(pages).toString('base64'), earlier };
+      }
       case 'rehearsed':
         await this.#mount.rehearsed;
         return {};

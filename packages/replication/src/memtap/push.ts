@@ -1,16 +1,17 @@
-// Pages that come because others needed them: the memserver tells which (memserver/need-log.ts), this decides what is fetched of it, and when.
+// Pages that come because others needed them: the source tells which (heard-needs.ts), this decides what is fetched of it, and when.
 //
 //   stopped --link up, snapshot there, attached--> told of needs --window, budget--> asked for --> answered
 //           <--link down--
 //
-// The memserver names pages and this end asks for them, in place of data that comes by itself: nothing is sent that is here or on its way
+// The source names pages and this end asks for them, in place of data that comes by itself: nothing is sent that is here or on its way
 // already, and whoever receives sets the pace. Never in the way of a fault: these READs are not urgent, few are under way at a time, and
 // what a guest comes to wait for meanwhile is answered first by both ends.
 //
-// Invariant: the pages under way and those still to be asked for are bounded, whatever the memserver says.
+// Invariant: the pages under way are bounded, whatever the source says.
 
-import { PAGE_FLAG_EARLIER, PageRegion, type PageFrame, SnowflockError } from '@snowflock/protocol/pages';
+import { PAGE_FLAG_EARLIER, PageRegion, type PageFrame } from '@snowflock/protocol/pages';
 import type { PresenceMap } from '../presence-map.ts';
+import type { HeardNeeds } from './heard-needs.ts';
 import type { PageLink } from './page-link.ts';
 import { prefetchRuns } from './prefetch.ts';
 import { BLOCK_PAGES, PushBudget } from './push-budget.ts';
@@ -32,6 +33,7 @@ export interface PushOptions {
   readonly state: SharedState;
   readonly queue: StoreQueue;
   readonly requests: RequestsUnderWay;
+  readonly needs: HeardNeeds;
   readonly link: () => PageLink | undefined;
 }
 
@@ -41,15 +43,11 @@ export class Push {
   readonly #budget = new PushBudget();
   readonly #underWay = new Map<number, number>();
   #underWayPages = 0;
-  /** In order of need, from #next on. */
-  #pending: number[] = [];
+  /** Of the list of needs: the first that was not decided on yet. */
   #next = 0;
-  /** That the memserver may still tell us of. */
-  #toBeTold = 0;
   #running = false;
   #elsewhere: PresenceMap | undefined;
   #timer: NodeJS.Timeout | undefined;
-  #toldPages = 0;
 
   constructor(options: PushOptions) {
     this.#options = options;
@@ -58,7 +56,7 @@ export class Push {
 
   stats() {
     const { pushedPages, heldBackPages, missedPages, usedPages } = this.#budget;
-    return { toldPages: this.#toldPages, pushedPages, usedPages, heldBackPages, missedPages };
+    return { toldPages: this.#options.needs.length, pushedPages, usedPages, heldBackPages, missedPages };
   }
 
   /** The link is up, its source has the snapshot, and what is where is known. `elsewhere`: pages that come in another way. */
@@ -69,26 +67,19 @@ export class Push {
     this.#pump();
   }
 
-  /** The link is down: the next one's memserver tells everything from the begin. */
+  /** The link is down, and what was under way lost: the next one begins anew, with what is not here. */
   stop(): void {
     this.#running = false;
     clearTimeout(this.#timer);
     this.#timer = undefined;
     this.#underWay.clear();
     this.#underWayPages = 0;
-    this.#pending = [];
     this.#next = 0;
-    this.#toBeTold = 0;
   }
 
-  /** The memserver told us of pages. Throws 'bad-request' when these are more than we wanted to hear of. */
-  told({ flags, region, firstPage, pageCount }: Readonly<PageFrame>): void {
-    this.#toBeTold -= pageCount;
-    if (this.#toBeTold < 0 || region !== PageRegion.ram || firstPage + pageCount > this.#ram.length)
-      throw new SnowflockError('bad-request', 'it told of pages that it was not asked about');
-    this.#toldPages += pageCount;
+  /** The list of needs has grown. */
+  told({ flags }: Readonly<PageFrame>): void {
     if ((flags & PAGE_FLAG_EARLIER) !== 0) this.#budget.trustEarlier();
-    for (let page = firstPage; page < firstPage + pageCount; page++) this.#pending.push(page);
     this.#pumpSoon(0);
   }
 
@@ -131,20 +122,18 @@ export class Push {
       if (this.#budget.take(block)) pages.push(...block);
     }
     this.#ask(up, pages);
-    this.#askToBeTold(up);
+    this.#askToBeTold();
   }
 
   /** The next few pages that are neither here nor on their way. */
   #nextBlock(): number[] {
     const block: number[] = [];
-    while (block.length < BLOCK_PAGES && this.#next < this.#pending.length) {
-      const page = this.#pending[this.#next++] ?? 0;
+    for (; block.length < BLOCK_PAGES; this.#next++) {
+      const page = this.#options.needs.at(this.#next);
+      if (page === undefined) break;
       const missing = Atomics.load(this.#ram, page) === PageState.remote;
       if (missing && this.#elsewhere?.has(page) !== true) block.push(page);
     }
-    if (this.#next < this.#pending.length) return block;
-    this.#pending = [];
-    this.#next = 0;
     return block;
   }
 
@@ -164,11 +153,9 @@ export class Push {
     );
   }
 
-  #askToBeTold(link: PageLink): void {
-    if (this.#budget.left === 0) return;
-    const known = this.#pending.length - this.#next + this.#toBeTold;
-    if (known >= TOLD_LOW_PAGES) return;
-    this.#toBeTold += TOLD_PAGES;
-    link.follow(TOLD_PAGES);
+  #askToBeTold(): void {
+    const { needs } = this.#options;
+    if (this.#budget.left > 0 && needs.wanted - this.#next < TOLD_LOW_PAGES)
+      needs.want(this.#next + TOLD_PAGES);
   }
 }

@@ -7,6 +7,7 @@
 import { readSync, writevSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import { PAGE_BYTES, PAGE_WIRE_MAX_PAGES } from '@snowflock/protocol/pages';
+import { AHEAD_READ_FLAG } from '../ahead-reads.ts';
 import { DemandSender } from './demand-sender.ts';
 import {
   answerMetadata,
@@ -139,9 +140,11 @@ class ReadWorker {
     words[at + Slot.pid] = request.readInt32LE(32);
     words[at + Slot.extraCount] = 0;
     this.#state.times[(at + Slot.timeWord) >>> 1] = sharedNowUs();
+    const ahead = (request.readUInt32LE(72) & AHEAD_READ_FLAG) !== 0;
     const aligned = offset % PAGE_BYTES === 0 && end - first <= PAGE_WIRE_MAX_PAGES;
-    if (aligned && this.#demand.send(slot, region, first, end - first)) return;
-    words[at + Slot.kind] = SlotKind.posted;
+    // what nobody waits for takes the bulk lane, and brings nothing along
+    if (aligned && !ahead && this.#demand.send(slot, region, first, end - first)) return;
+    words[at + Slot.kind] = ahead ? SlotKind.ahead : SlotKind.posted;
     this.#state.post(slot);
     this.#wake();
   }

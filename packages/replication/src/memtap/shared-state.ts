@@ -59,6 +59,8 @@ export const SlotKind = {
   posted: 2,
   /** An INTERRUPT; `unique` is the READ's. */
   interrupt: 3,
+  /** A READ that the main thread has to resolve, and that nobody waits for. */
+  ahead: 4,
 } as const;
 
 /** Words of the control block. */

@@ -63,6 +63,7 @@ export class SlotTable {
     held.generation = this.#word(slot, Slot.generation);
     held.extraFirst = this.#word(slot, Slot.extraFirst);
     held.extraCount = this.#word(slot, Slot.extraCount);
+    held.ahead = this.kindOf(slot) === SlotKind.ahead;
     const parts = this.kindOf(slot) === SlotKind.sent ? 1 + Math.ceil(held.extraCount / EXTRA_PART_PAGES) : 0;
     held.pendingParts = 2 ** parts - 1;
     held.waiting = true;
@@ -86,10 +87,14 @@ export class SlotTable {
     if (held.single) this.#answerer.answer(held, from.subarray(offset, offset + PAGE_BYTES));
     else if (this.#answerer.fill(held, page, from, offset)) this.#answerer.answerAssembled(held);
     else return;
+    if (!held.ahead) this.#noteWait(held);
+    this.#unlist(held);
+  }
+
+  #noteWait(held: HeldRead): void {
     const us = sharedNowUs() - held.timeUs;
     this.latency.record(us);
     this.#accounts.waited(held.pid, us);
-    this.#unlist(held);
   }
 
   fail(held: HeldRead, errno: number): void {

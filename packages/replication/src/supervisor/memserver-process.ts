@@ -66,6 +66,11 @@ export interface KeepOptions {
   readonly diskPath?: string;
 }
 
+/** What a memtap of this host serves, and its control socket. */
+export interface RelayedMemtap extends MemtapFilesOptions {
+  readonly controlPath: string;
+}
+
 export interface Learnt {
   /** RAM pages that clones waited for in their first moments, in that order. */
   readonly wakeUpPages: readonly number[];
@@ -164,8 +169,8 @@ export class MemserverProcess extends ManagedProcess {
   }
 
   /** Passes on what a memtap of this host serves: what is asked for here, the memtap fetches if it has to. Once. Throws 'source-lost'. */
-  async relay(from: MemtapFilesOptions): Promise<void> {
-    await this.call('relay', { from }, freezeReplySchema);
+  async relay({ controlPath, ...from }: RelayedMemtap): Promise<void> {
+    await this.call('relay', { from, controlPath }, freezeReplySchema);
   }
 
   /** Writes the snapshot to page files; resolves when they are on the disk. Throws 'no-resources' when it is full. */
