@@ -1,12 +1,13 @@
 // npm run bench -- distribution: what leaves the parent when clones on many hosts read its memory, by each way there is to send it and over
 // links of several speeds; the same guest moved and copied by what one did before; BLAST over clones; what memtap and memserver cost. Parts can be run by
-// themselves: --only takes the beginning of a part's name ('cases/unicast/unlimited/32', 'peers', 'warm', 'blast/ideal', 'resources'), any number of times.
+// themselves: --only takes the beginning of a part's name ('cases/unicast/unlimited/32', 'peers', 'warm', 'blast/ideal', 'loop', 'resources'), any number of times.
 
 import { buildImage } from '@snowflock/image';
 import { chooseAccel } from '@snowflock/vm';
 import { machine, type BenchResult, type Figure } from '../figures.ts';
 import { measureBlast } from './blast.ts';
 import { caseName, HOSTS, LINKS, measureCases, VARIANTS } from './cases.ts';
+import { measureLoop } from './loop.ts';
 import { measurePeers } from './peers.ts';
 import { measureResources } from './resources.ts';
 import { ratioOf } from './ratios.ts';
@@ -28,6 +29,7 @@ export async function benchDistribution(options: {
   figures.push(...(await measurePeers({ quick, accel, wanted: wanted('peers'), signal })));
   figures.push(...(await measureWarm({ quick, wanted: wanted('warm'), signal })));
   figures.push(...(await measureBlast({ quick, accel, wanted: wanted('blast'), signal })));
+  if (wanted('loop')('')) figures.push(...(await measureLoop({ quick, signal })));
   if (wanted('resources')('')) figures.push(...(await measureResources({ quick, signal })));
   if (figures.length === 0) throw new Error(`no part's name begins with '${only.join("' or '")}'`);
   return { bench: 'distribution', machine: machine(accel), figures: [...figures, ...ratios(figures)] };

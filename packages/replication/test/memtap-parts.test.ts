@@ -13,6 +13,7 @@ import {
   type PageFrame,
   PageFrameType,
   PAGE_WAIT_BOUNDS_US,
+  PageRegion,
 } from '@snowflock/protocol/pages';
 import { LatencyHistogram } from '../src/latency-histogram.ts';
 import { AskerAccounts } from '../src/memtap/asker-accounts.ts';
@@ -174,6 +175,41 @@ describe('delivery', () => {
       bytes.fill(firstPage + index + 1, at + index * PAGE_BYTES, at + (index + 1) * PAGE_BYTES);
     return [{ ...createPageFrame(), type: PageFrameType.data, firstPage, pageCount }, bytes, 0];
   }
+});
+
+describe('answers', () => {
+  it.each([
+    ['one page', 2 * PAGE_BYTES, PAGE_BYTES],
+    ['several pages', PAGE_BYTES, 3 * PAGE_BYTES],
+    ['what begins and ends inside pages', 100, 2 * PAGE_BYTES],
+    ['less than a page', PAGE_BYTES + 7, 50],
+  ])('are one write, of a header and the bytes asked for: %s', (_, offset, sizeBytes) => {
+    const directory = mkdtempSync(join(tmpdir(), 'snowflock-parts-'));
+    const fd = openSync(join(directory, 'fuse'), 'w+');
+    try {
+      const state = new SharedState(allocateShared({ ramPages: 4, diskPages: 0 }));
+      const slots = new SlotTable({
+        state,
+        answerer: new ReadAnswerer(fd),
+        accounts: new AskerAccounts(),
+      });
+      state.slots.set([1, 0x1234567, 0x89abcd, PageRegion.ram, offset, 0, sizeBytes]);
+      const held = slots.adopt(0);
+      const ram = Buffer.from(Array.from({ length: 4 * PAGE_BYTES }, (_, at) => (at * 31) >>> 3));
+      for (let page = 0; page < held.pageCount; page++)
+        slots.fill(held, held.firstPage + page, ram, (held.firstPage + page) * PAGE_BYTES);
+      const header = Buffer.alloc(16);
+      [16 + sizeBytes, 0, 0x1234567, 0x89abcd].forEach((word, index) =>
+        header.writeUInt32LE(word, 4 * index),
+      );
+      const expected = Buffer.concat([header, ram.subarray(offset, offset + sizeBytes)]);
+      expect(readFileSync(join(directory, 'fuse')).equals(expected)).toBe(true);
+      expect([held.waiting, state.slots[Slot.used]]).toEqual([false, 0]);
+    } finally {
+      closeSync(fd);
+      rmSync(directory, { recursive: true });
+    }
+  });
 });
 
 describe('read-ahead', () => {

@@ -21,6 +21,9 @@ export interface AskerAccount {
 export class AskerAccounts {
   readonly #processOf = new Map<number, number>();
   readonly #accounts = new Map<number, Account>();
+  /** The account asked for last: mostly the one asked for next. */
+  #lastThread = -1;
+  #last: Account = emptyAccount();
 
   /** `thread` as the FUSE request has it: the thread that faulted. */
   fetched(thread: number, bytes: number): void {
@@ -33,6 +36,7 @@ export class AskerAccounts {
 
   clear(): void {
     this.#accounts.clear();
+    this.#lastThread = -1;
   }
 
   /** By pid. */
@@ -44,10 +48,18 @@ export class AskerAccounts {
   }
 
   #account(thread: number): Account {
+    if (thread !== this.#lastThread) {
+      this.#last = this.#lookUp(thread);
+      this.#lastThread = thread;
+    }
+    return this.#last;
+  }
+
+  #lookUp(thread: number): Account {
     const process = this.#process(thread);
     let account = this.#accounts.get(process);
     if (account === undefined) {
-      account = { bytes: 0, waits: new LatencyHistogram() };
+      account = emptyAccount();
       this.#accounts.set(process, account);
     }
     return account;
@@ -62,6 +74,10 @@ export class AskerAccounts {
     }
     return process;
   }
+}
+
+function emptyAccount(): Account {
+  return { bytes: 0, waits: new LatencyHistogram() };
 }
 
 function processOf(thread: number): number {

@@ -3,17 +3,17 @@
 //   free --adopted from a slot--> held --all pages filled--> answered --parts under way all came--> free
 //                                   '--source lost (EIO), asker being killed (EINTR)--> answered
 //
-// A HeldRead is made once per slot and reused. A single page is answered from where it arrived; larger READs are put
-// together in a borrowed buffer.
+// A HeldRead is made once per slot and reused. A single page is copied behind a header that is kept for it, larger READs are put
+// together in a borrowed buffer that has room for one: copying a page costs less than Node's writev, which looks at each piece.
 
-import { writevSync } from 'node:fs';
+import { writeSync } from 'node:fs';
 import { PAGE_BYTES } from '@snowflock/protocol/pages';
 import { FUSE_MAX_READ_BYTES, FUSE_OUT_HEADER, writeOutHeader } from './fuse/protocol.ts';
 
 /** Largest READ plus a page: an unaligned READ touches one page more. */
-const ASSEMBLY_BYTES = FUSE_MAX_READ_BYTES + PAGE_BYTES;
+const MAX_PAGES = FUSE_MAX_READ_BYTES / PAGE_BYTES + 1;
+const ASSEMBLY_BYTES = FUSE_OUT_HEADER + MAX_PAGES * PAGE_BYTES;
 const ASSEMBLY_MAX_FREE = 16;
-const MAX_PAGES = ASSEMBLY_BYTES / PAGE_BYTES;
 
 export class HeldRead {
   readonly slot: number;
@@ -61,9 +61,8 @@ export class HeldRead {
 
 export class ReadAnswerer {
   readonly #fd: number;
-  readonly #header = Buffer.alloc(FUSE_OUT_HEADER);
-  readonly #iov: Buffer[] = [this.#header, this.#header];
-  readonly #headerOnly: Buffer[] = [this.#header];
+  /** The header and one page. */
+  readonly #reply = Buffer.alloc(FUSE_OUT_HEADER + PAGE_BYTES);
   readonly #free: Buffer[] = [];
 
   constructor(fuseFd: number) {
@@ -83,7 +82,7 @@ export class ReadAnswerer {
     const index = page - held.firstPage;
     if (held.buffer === undefined || held.filled === undefined || held.filled[index] === 1)
       return held.missing === 0;
-    from.copy(held.buffer, index * PAGE_BYTES, offset, offset + PAGE_BYTES);
+    from.copy(held.buffer, FUSE_OUT_HEADER + index * PAGE_BYTES, offset, offset + PAGE_BYTES);
     held.filled[index] = 1;
     held.missing--;
     return held.missing === 0;
@@ -91,20 +90,20 @@ export class ReadAnswerer {
 
   answerAssembled(held: HeldRead): void {
     if (held.buffer === undefined) throw new Error('a READ of several pages has a buffer while it is held');
+    // the header goes where the first page's bytes before the READ's would be
     const start = held.offset - held.firstPage * PAGE_BYTES;
-    this.answer(held, held.buffer.subarray(start, start + held.sizeBytes));
+    this.#write(held, held.buffer.subarray(start, start + FUSE_OUT_HEADER + held.sizeBytes), 0);
     this.forget(held);
   }
 
-  answer(held: HeldRead, data: Buffer): void {
-    writeOutHeader(this.#header, FUSE_OUT_HEADER + data.length, 0);
-    this.#iov[1] = data;
-    this.#write(held, this.#iov);
+  /** Answers a READ of one page, with the one at `offset`. */
+  answerPage(held: HeldRead, from: Buffer, offset: number): void {
+    from.copy(this.#reply, FUSE_OUT_HEADER, offset, offset + PAGE_BYTES);
+    this.#write(held, this.#reply, 0);
   }
 
   answerError(held: HeldRead, errno: number): void {
-    writeOutHeader(this.#header, FUSE_OUT_HEADER, -errno);
-    this.#write(held, this.#headerOnly);
+    this.#write(held, this.#reply.subarray(0, FUSE_OUT_HEADER), errno);
     this.forget(held);
   }
 
@@ -114,11 +113,12 @@ export class ReadAnswerer {
     held.buffer = undefined;
   }
 
-  #write(held: HeldRead, iov: Buffer[]): void {
-    this.#header.writeInt32LE(held.uniqueLow, 8);
-    this.#header.writeInt32LE(held.uniqueHigh, 12);
+  #write(held: HeldRead, reply: Buffer, errno: number): void {
+    writeOutHeader(reply, reply.length, -errno);
+    reply.writeInt32LE(held.uniqueLow, 8);
+    reply.writeInt32LE(held.uniqueHigh, 12);
     try {
-      writevSync(this.#fd, iov);
+      writeSync(this.#fd, reply, 0, reply.length);
     } catch (error) {
       // ENOENT: the asker is gone. ENODEV, ECONNABORTED, ENOTCONN: the mount is; the read worker notices too.
       const { code } = error as NodeJS.ErrnoException;

@@ -7,6 +7,7 @@
 
 import { randomBytes } from 'node:crypto';
 import { Socket } from 'node:net';
+import { performance } from 'node:perf_hooks';
 import {
   checkPageProof,
   createPageFrame,
@@ -75,7 +76,11 @@ export class Lane {
   constructor(options: LaneOptions) {
     this.#options = options;
     this.#socket = new AnnouncingSocket({
-      onread: { buffer: () => this.#bytes.subarray(this.#end), callback: (length) => this.#receive(length) },
+      onread: {
+        // a view is not made anew for the usual case: everything before was whole frames
+        buffer: () => (this.#end === 0 ? this.#bytes : this.#bytes.subarray(this.#end)),
+        callback: (length) => this.#receive(length),
+      },
     });
     this.#socket.closing = () => options.onClosing(this);
     this.#socket.setNoDelay(true);

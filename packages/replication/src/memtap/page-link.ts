@@ -11,6 +11,7 @@
 // Owns the lanes and the timers. Invariant: `onDown` is called before any lane's descriptor number can be reused, and
 // every `onUp` is followed by exactly one `onDown` or `onFailed`.
 
+import { performance } from 'node:perf_hooks';
 import {
   createPageFrame,
   PAGE_FRAME_HEADER_BYTES,

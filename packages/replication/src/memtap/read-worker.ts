@@ -4,7 +4,7 @@
 //
 // It never issues FUSE_NOTIFY_STORE and never waits for one, so an answer never depends on a STORE.
 
-import { readSync, writevSync } from 'node:fs';
+import { readSync, writeSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import { PAGE_BYTES, PAGE_WIRE_MAX_PAGES } from '@snowflock/protocol/pages';
 import { AHEAD_READ_FLAG } from '../ahead-reads.ts';
@@ -43,6 +43,8 @@ export interface ReadWorkerData {
 
 /** How long to sleep between looks for a free slot; only reached when thousands of READs are held. */
 const SLOT_WAIT_MS = 2;
+/** Slept on; it never changes. */
+const SLEEP = new Int32Array(new SharedArrayBuffer(4));
 
 class ReadWorker {
   readonly #fd: number;
@@ -51,17 +53,13 @@ class ReadWorker {
   readonly #regions: (FuseFile | undefined)[] = [];
   readonly #state: SharedState;
   readonly #request = Buffer.alloc(FUSE_REQUEST_BYTES);
+  // Answers, each with its header in front, so that one write sends it.
   readonly #out = Buffer.alloc(FUSE_OUT_HEADER + 128);
-  readonly #zeros = Buffer.alloc(FUSE_MAX_READ_BYTES);
+  readonly #zeros = Buffer.alloc(FUSE_OUT_HEADER + FUSE_MAX_READ_BYTES);
+  readonly #pageReply = Buffer.alloc(FUSE_OUT_HEADER + PAGE_BYTES);
+  readonly #page = this.#pageReply.subarray(FUSE_OUT_HEADER);
   readonly #queue: StoreQueue;
   readonly #demand: DemandSender;
-  readonly #header: Buffer = this.#out.subarray(0, FUSE_OUT_HEADER);
-  readonly #zeroPage = this.#zeros.subarray(0, PAGE_BYTES);
-  readonly #page = Buffer.alloc(PAGE_BYTES);
-  /** What is written to /dev/fuse with one call; made once. */
-  readonly #errorReply: Buffer[] = [this.#header];
-  readonly #zeroPageReply: Buffer[] = [this.#header, this.#zeroPage];
-  readonly #pageReply: Buffer[] = [this.#header, this.#page];
   #slotCursor = 0;
 
   constructor(data: ReadWorkerData) {
@@ -104,7 +102,7 @@ class ReadWorker {
     if (op === FuseOp.open) Atomics.add(this.#state.control, Control.openFiles, 1);
     if (op === FuseOp.release) Atomics.sub(this.#state.control, Control.openFiles, 1);
     const length = answerMetadata(this.#request, this.#out, this.#files);
-    this.#write([this.#out.subarray(0, length)]);
+    this.#write(this.#out, length);
   }
 
   #read(): void {
@@ -156,8 +154,7 @@ class ReadWorker {
     if (!this.#queue.copyPage(region, page, this.#page)) return false;
     // the store worker need not begin with it any more; if it has, it waits for this answer only
     Atomics.compareExchange(states, page, PageState.queued, PageState.cached);
-    this.#writeHeader(FUSE_OUT_HEADER + PAGE_BYTES, 0);
-    this.#write(this.#pageReply);
+    this.#reply(this.#pageReply, { bodyBytes: PAGE_BYTES, error: 0 });
     this.#state.count(Counter.queueReads, 1);
     return true;
   }
@@ -173,9 +170,8 @@ class ReadWorker {
   }
 
   #takeSlot(): number {
-    const { slots, control } = this.#state;
+    const { slots } = this.#state;
     for (;;) {
-      const seen = Atomics.load(control, Control.slotFreed);
       for (let tries = 0; tries < SLOT_COUNT; tries++) {
         const slot = this.#slotCursor;
         this.#slotCursor = (this.#slotCursor + 1) % SLOT_COUNT;
@@ -185,7 +181,7 @@ class ReadWorker {
         Atomics.store(slots, at + Slot.used, 1);
         return slot;
       }
-      Atomics.wait(control, Control.slotFreed, seen, SLOT_WAIT_MS);
+      Atomics.wait(SLEEP, 0, 0, SLOT_WAIT_MS);
     }
   }
 
@@ -194,23 +190,24 @@ class ReadWorker {
   }
 
   #replyZero(size: number): void {
-    this.#writeHeader(FUSE_OUT_HEADER + size, 0);
-    this.#write(size === PAGE_BYTES ? this.#zeroPageReply : [this.#header, this.#zeros.subarray(0, size)]);
+    this.#reply(this.#zeros, { bodyBytes: size, error: 0 });
   }
 
   #fail(errno: number): void {
-    this.#writeHeader(FUSE_OUT_HEADER, -errno);
-    this.#write(this.#errorReply);
+    this.#reply(this.#out, { bodyBytes: 0, error: -errno });
   }
 
-  #writeHeader(length: number, error: number): void {
-    writeOutHeader(this.#header, length, error);
-    this.#request.copy(this.#header, 8, 8, 16);
+  /** Answers the request that was read last. */
+  #reply(reply: Buffer, { bodyBytes, error }: { bodyBytes: number; error: number }): void {
+    const length = FUSE_OUT_HEADER + bodyBytes;
+    writeOutHeader(reply, length, error);
+    this.#request.copy(reply, 8, 8, 16);
+    this.#write(reply, length);
   }
 
-  #write(reply: readonly Buffer[]): void {
+  #write(reply: Buffer, length: number): void {
     try {
-      writevSync(this.#fd, reply);
+      writeSync(this.#fd, reply, 0, length);
     } catch (error) {
       // ENOENT: the asker is gone. ENODEV, ECONNABORTED: the mount is; the next read of /dev/fuse says so again.
       const { code } = error as NodeJS.ErrnoException;

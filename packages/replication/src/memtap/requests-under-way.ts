@@ -58,7 +58,7 @@ export class RequestsUnderWay {
     const held = this.#slots.all[slotOfRequest(frame.requestId)];
     const part = partOfRequest(frame.requestId);
     const known = held !== undefined && generationOfRequest(frame.requestId) === held.generation;
-    if (!known || (held.pendingParts & (2 ** part)) === 0) throw unasked();
+    if (!known || (held.pendingParts & (1 << part)) === 0) throw unasked();
     const { region } = held;
     const skip = (part - 1) * EXTRA_PART_PAGES;
     if (part === 0) checkAnswer(frame, { region, firstPage: held.firstPage, pageCount: held.pageCount });

@@ -8,7 +8,6 @@ import { LatencyHistogram } from '../latency-histogram.ts';
 import type { AskerAccounts } from './asker-accounts.ts';
 import { HeldRead, type ReadAnswerer } from './held-reads.ts';
 import {
-  Control,
   EXTRA_PART_PAGES,
   sharedNowUs,
   type SharedState,
@@ -65,7 +64,7 @@ export class SlotTable {
     held.extraCount = this.#word(slot, Slot.extraCount);
     held.ahead = this.kindOf(slot) === SlotKind.ahead;
     const parts = this.kindOf(slot) === SlotKind.sent ? 1 + Math.ceil(held.extraCount / EXTRA_PART_PAGES) : 0;
-    held.pendingParts = 2 ** parts - 1;
+    held.pendingParts = (1 << parts) - 1;
     held.waiting = true;
     held.position = this.waiting.push(held) - 1;
     this.#answerer.prepare(held);
@@ -84,7 +83,7 @@ export class SlotTable {
 
   /** Gives a READ one of its pages, and answers it when that was the last. */
   fill(held: HeldRead, page: number, from: Buffer, offset: number): void {
-    if (held.single) this.#answerer.answer(held, from.subarray(offset, offset + PAGE_BYTES));
+    if (held.single) this.#answerer.answerPage(held, from, offset);
     else if (this.#answerer.fill(held, page, from, offset)) this.#answerer.answerAssembled(held);
     else return;
     if (!held.ahead) this.#noteWait(held);
@@ -104,7 +103,7 @@ export class SlotTable {
 
   /** One part of a demand ended. Call settle() when its pages are delivered. */
   endPart(held: HeldRead, part: number): void {
-    held.pendingParts &= ~(2 ** part);
+    held.pendingParts &= ~(1 << part);
   }
 
   /** Gives the slot back if nothing is under way for it any more. */
@@ -119,10 +118,9 @@ export class SlotTable {
   }
 
   free(slot: number): void {
-    const { slots, control } = this.#state;
+    const { slots } = this.#state;
     Atomics.store(slots, slot * Slot.words + Slot.used, 0);
-    Atomics.add(control, Control.slotFreed, 1);
-    Atomics.notify(control, Control.slotFreed);
+    // nobody is woken: the read worker looks again by itself, in the rare case that it found none
   }
 
   #unlist(held: HeldRead): void {

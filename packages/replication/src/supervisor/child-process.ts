@@ -31,6 +31,13 @@ const V8_FLAGS = [
   '--expose-gc',
 ];
 
+/**
+ * As it comes, glibc's malloc keeps an arena for each thread, and in them what V8 took to compile everything at the start, which is never needed
+ * again (measured: 20 of a memtap's 144 MB, 10 of a memserver's 76). One arena, the end of which goes back to the kernel when it is free;
+ * the data path allocates next to nothing, so nobody waits for it.
+ */
+const MALLOC = { MALLOC_ARENA_MAX: '1', MALLOC_TRIM_THRESHOLD_: String(2 ** 20) };
+
 export interface ExitStatus {
   /** null when it is not our child (attached to later): only that it ended is known. */
   readonly code: number | null;
@@ -61,7 +68,7 @@ export async function startChild(options: {
       {
         detached: true,
         stdio: ['ignore', 'pipe', log],
-        env: { ...process.env, ...options.env },
+        env: { ...process.env, ...MALLOC, ...options.env },
       },
     );
   } finally {
