@@ -29,7 +29,7 @@ export interface BlastShape {
   readonly freePageReporting?: false | undefined;
 }
 
-/** Commands that warm a VM, the master VM of a lab as any other. */
+/** Commands that put the queries and the database into the memory of a VM. */
 export async function warming({ queries }: BlastShape): Promise<(readonly string[])[]> {
   const take = `awk '/^>/ { n++ } n > ${queries} { exit } { print }' ${QUERY_SET} > ${QUERIES}`;
   return [

@@ -3,7 +3,6 @@
 // guest's agent at the destination; counted until all has been sent. The source then goes on, for the next round.
 
 import { createServer } from 'node:net';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import {
   ANONYMOUS,
@@ -19,6 +18,7 @@ import {
   type PeerVm,
 } from './peer-vm.ts';
 import type { CopySample } from './peers.ts';
+import { until } from './records.ts';
 
 const MIGRATION_TIMEOUT_MS = 240_000;
 const POLL_MS = 5;
@@ -106,28 +106,19 @@ async function freePort(): Promise<number> {
 
 /** Resolves with what QEMU says when the migration is as wanted. */
 async function reaches({ qemu }: PeerVm, wanted: 'active' | 'completed'): Promise<z.infer<typeof Migration>> {
-  return until(`a migration to be ${wanted}`, async () => {
+  const look = async (): Promise<z.infer<typeof Migration> | undefined> => {
     const found = Migration.parse(await qemu.qmp.execute({ execute: 'query-migrate' }));
     if (found.status === 'failed')
       throw new Error(`the migration failed: ${found['error-desc'] ?? 'no reason given'}`);
     return found.status === wanted ? found : undefined;
-  });
+  };
+  return until(MIGRATION_TIMEOUT_MS, `a migration to be ${wanted}`, look, POLL_MS);
 }
 
 const Status = z.object({ running: z.boolean() });
 
 async function runs({ qemu }: PeerVm): Promise<void> {
-  await until('the copy to run', async () =>
-    Status.parse(await qemu.qmp.execute({ execute: 'query-status' })).running ? true : undefined,
-  );
-}
-
-async function until<T>(what: string, look: () => Promise<T | undefined>): Promise<T> {
-  const end = performance.now() + MIGRATION_TIMEOUT_MS;
-  while (performance.now() < end) {
-    const found = await look();
-    if (found !== undefined) return found;
-    await sleep(POLL_MS);
-  }
-  throw new Error(`${what}: not within ${MIGRATION_TIMEOUT_MS} ms`);
+  const look = async (): Promise<true | undefined> =>
+    Status.parse(await qemu.qmp.execute({ execute: 'query-status' })).running ? true : undefined;
+  await until(MIGRATION_TIMEOUT_MS, 'the copy to run', look, POLL_MS);
 }
